@@ -1,0 +1,210 @@
+"""From overrides to validated points: compose, check every one, name them. No torch.
+
+    expand([["model=tiny", "seed=0"], ["model=tiny", "seed=1"]]) -> [Point, Point]
+
+A point's identity is its configuration without `launch` and without nulls; `run_id` is its hash. Nothing starts
+unless all points are good; a ValueError lists all bad ones.
+"""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hydra.utils import get_class, instantiate
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import conf.schema  # noqa: F401  (registers the schema)
+from data.records import read_yaml
+from data.tokenizers import vocab_size_of
+from optim.plan import Plan, plan_of
+from train.shape import Shape
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a sweep: what it is (`config`) and where its record lies (`folder`)."""
+
+    run_id: str
+    folder: Path
+    config: dict[str, Any]
+    plan: Plan
+    shape: Shape
+
+    @property
+    def flops(self) -> float:
+        return self.shape.flops_per_token(self.plan.sequence_length) * self.plan.total_tokens
+
+
+def expand(points: Sequence[Sequence[str]]) -> list[Point]:
+    """Composes and validates every override list. ValueError names all bad points, and points that are the same run."""
+    good: list[Point] = []
+    bad: list[str] = []
+    asked: dict[str, str] = {}
+    for overrides in points:
+        name = " ".join(overrides) or "(no overrides)"
+        try:
+            point = resolve(compose_config(overrides), list(overrides))
+        except (ValueError, TypeError, HydraException, OmegaConfBaseException) as error:
+            bad.append(f"  {name}\n    {_innermost(error)}")
+            continue
+        if point.run_id in asked:
+            bad.append(f"  {name}\n    is the same run as `{asked[point.run_id]}`: change an override, or give a `label`.")
+        asked[point.run_id] = name
+        good.append(point)
+    if bad:
+        raise ValueError(f"{len(bad)} of {len(points)} points are not valid; nothing was started.\n" + "\n".join(bad))
+    return good
+
+
+def compose_config(overrides: Sequence[str]) -> dict[str, Any]:
+    """The resolved configuration of one point, as plain containers. Needs Hydra to be initialised (`fulcrum` is)."""
+    assert GlobalHydra.instance().is_initialized()
+    config = compose("config", list(overrides), return_hydra_config=True)
+    experiment = OmegaConf.select(config, "hydra.runtime.choices.experiment")
+    OmegaConf.set_struct(config, False)
+    del config["hydra"]
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(plain, dict)
+    plain["launch"]["experiment"] = plain["launch"]["experiment"] or experiment or "default"
+    return plain  # type: ignore[return-value]
+
+
+def resolve(config: dict[str, Any], overrides: list[str]) -> Point:
+    """Checks one configuration and names its run. ValueError with the key, the value and the fix."""
+    config = _whole_tokens(config)
+    config["launch"]["overrides"] = overrides
+    launch = config["launch"]
+    _check(launch["devices"] >= 1, "launch.devices", launch["devices"], "use at least 1")
+    _check(launch["accelerator"] in ("auto", "cpu", "cuda"), "launch.accelerator", launch["accelerator"], "auto, cpu, cuda")
+    _check(launch["retry"] in (None, "diverged"), "launch.retry", launch["retry"], "use `diverged` or null")
+    _check(launch["checkpoint"]["keep"] >= 1, "launch.checkpoint.keep", launch["checkpoint"]["keep"], "use at least 1")
+    for key in ("micro_batch_size", "parallel", "threads"):
+        _check(launch[key] is None or launch[key] >= 1, f"launch.{key}", launch[key], "use at least 1, or null")
+    _check(config["precision"] in ("float32", "bf16"), "precision", config["precision"], "use float32 or bf16")
+    for key in ("clip_norm", "z_loss"):
+        _check(config[key] >= 0, key, config[key], "use 0 or more")
+
+    vocab_size = vocab_size_of(config["tokenizer"])
+    declared = config["model"].get("vocab_size")
+    _check(
+        declared is None or declared >= vocab_size,
+        "model.vocab_size",
+        declared,
+        f"the tokenizer has {vocab_size} ids; leave it null, or use a tokenizer of at most {declared}",
+    )
+    shape = instantiate(config["model"], vocab_size=declared or vocab_size)
+    plan = plan_of(config)
+    for name in ("optimizer", "data"):
+        _instantiate_all(config[name])
+    for name in ("strategy", "logger"):
+        if launch[name]:  # these need torch to build: check their names and fields only
+            _check_fields(f"launch.{name}", launch[name])
+    weights, sources = config["data"]["weights"], config["data"]["sources"]
+    _check(
+        weights is None or set(weights) == set(sources), "data.weights", weights, f"name each of {sorted(sources)} once"
+    )
+    run_id = "r" + hashlib.sha256(canonical_json(identity(config)).encode()).hexdigest()[:11]
+    folder = Path(launch["runs"]).resolve() / launch["experiment"] / run_id
+    point = Point(run_id, folder, config, plan, shape)
+    _check_folder(point)
+    return point
+
+
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run is: the configuration without `launch` and without nulls."""
+
+    def without_nulls(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {k: without_nulls(v) for k, v in value.items() if v is not None}
+        return [without_nulls(v) for v in value] if isinstance(value, list) else value
+
+    return without_nulls({key: value for key, value in config.items() if key != "launch"})
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and one spelling per number: 1, 1.0 and 1e0 are the same."""
+
+    def canonical(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {k: canonical(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [canonical(v) for v in value]
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+    return json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+# ---------------------------------------------------------------------------------------------------- checks
+
+
+def _check(good: bool, key: str, value: Any, fix: str) -> None:
+    if not good:
+        raise ValueError(f"{key}={value}: {fix}.")
+
+
+def _whole_tokens(config: dict[str, Any]) -> dict[str, Any]:
+    """Turns numbers of tokens into integers, and cuts the budget to whole sequences."""
+
+    def whole(node: dict[str, Any], key: str, name: str) -> None:
+        value = node[key]
+        if value is not None:
+            _check(float(value).is_integer() and value >= 0, name, value, "use a whole number of tokens")
+            node[key] = int(value)
+
+    for key in ("total_tokens", "unique_tokens", "warmup_tokens"):
+        whole(config, key, key)
+    whole(config["eval"], "tokens", "eval.tokens")
+    for node, name in ((config["eval"], "eval"), (config["launch"]["checkpoint"], "launch.checkpoint")):
+        whole(node, "every_tokens", f"{name}.every_tokens")
+        _check(node["every_tokens"] != 0, f"{name}.every_tokens", 0, "use at least 1, or null")
+    whole(config["launch"], "log_every_tokens", "launch.log_every_tokens")
+    _check(config["launch"]["log_every_tokens"] != 0, "launch.log_every_tokens", 0, "use at least 1, or null")
+    length = config["sequence_length"]
+    _check(length >= 1, "sequence_length", length, "use at least 1")
+    if config["total_tokens"] >= length:
+        config["total_tokens"] -= config["total_tokens"] % length
+    return config
+
+
+def _instantiate_all(node: Any) -> None:
+    """Builds every object below `node`: their constructors check what can be checked without reading data."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            instantiate(node)
+        else:
+            for value in node.values():
+                _instantiate_all(value)
+
+
+def _check_fields(key: str, node: Mapping[str, Any]) -> None:
+    module_path = node["_target_"].rsplit(".", 1)[0]
+    if module_path == "train.strategies":
+        return  # imports torch; its classes have no fields yet that could be wrong
+    fields = inspect.signature(get_class(node["_target_"])).parameters
+    for name in node:
+        _check(name == "_target_" or name in fields, f"{key}.{name}", node[name], f"unknown; there is {sorted(fields)}")
+
+
+def _check_folder(point: Point) -> None:
+    """A folder with this run's name must hold this run."""
+    path = point.folder / "config.yaml"
+    if path.exists() and canonical_json(identity(read_yaml(path))) != canonical_json(identity(point.config)):
+        raise ValueError(
+            f"{point.folder} was written by another configuration than the one that is asked for: "
+            "move it away, or set launch.runs or launch.experiment."
+        )
+
+
+def _innermost(error: BaseException) -> str:
+    """The message a user needs: Hydra wraps the constructor's own error in its own."""
+    while error.__cause__ is not None and isinstance(error.__cause__, ValueError | TypeError):
+        error = error.__cause__
+    return " ".join(str(error).split())

@@ -1,0 +1,103 @@
+"""Every field of a configuration, with its type, unit and default. Hydra refuses what is not here.
+
+`launch` is how a point is run; everything else is what it is (its identity). A field that is null is left out of the
+identity, so fields added later default to null and old run ids stay. Numbers of tokens may be written 2e6.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+@dataclass
+class Eval:
+    """Evaluation on the held-out set."""
+
+    tokens: float = 65536
+    """held-out tokens that are evaluated, the same ones each time"""
+    every_tokens: float | None = None
+    """training tokens between evaluations; null: a fifth of the budget. The end is always evaluated"""
+
+
+@dataclass
+class Checkpoint:
+    every_tokens: float | None = None
+    """training tokens between checkpoints; null: an eighth of the budget. The end is always kept"""
+    keep: int = 2
+    """newest checkpoints that are kept"""
+
+
+@dataclass
+class Launch:
+    """How points are run; not part of what a run is."""
+
+    runs: str = "runs"
+    """folder of all experiments: records lie in <runs>/<experiment>/<run_id>"""
+    experiment: str | None = None
+    """name of the experiment's folder; null: the name of the chosen `experiment`, or "default" """
+    report: list[str] = field(default_factory=lambda: ["chinchilla"])
+    """sections that this experiment's report shows"""
+    cache: str | None = None
+    """where prepared data lies; null: $FULCRUM_CACHE or the user's cache folder"""
+    accelerator: str = "auto"
+    """auto, cpu or cuda"""
+    devices: int = 1
+    """processes of one point on this machine, one per device"""
+    micro_batch_size: int | None = None
+    """sequences per device per forward pass; null: a device's whole share of the first batch"""
+    parallel: int | None = None
+    """points that train at once; null: on CPU one per core, at most as many as there are points; on CUDA one"""
+    threads: int | None = None
+    """CPU threads per process; null: cores / (parallel * devices)"""
+    retry: str | None = None
+    """`diverged` runs such points again, from the start"""
+    log_every_tokens: float | None = None
+    """training tokens between rows of metrics.jsonl; null: 1/200 of the budget"""
+    verify_data: bool = True
+    """compare the prepared data with its checksums before a sweep starts"""
+    strategy: dict[str, Any] = MISSING
+    """how a model lies on several devices: group `strategy`"""
+    logger: Any = None
+    """what logs beside the record: group `logger`"""
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    overrides: list[str] = field(default_factory=list)
+    """how the point was asked for; written by the launcher"""
+
+
+@dataclass
+class Config:
+    label: str | None = None
+    """separates runs that are otherwise equal"""
+    seed: int = 0
+    """of initialisation and sample order"""
+    precision: str = "float32"
+    """float32, or bf16 (bf16 compute, float32 weights, accumulation and reduction)"""
+    total_tokens: float = MISSING
+    """budget D in tokens, rounded down to whole sequences"""
+    sequence_length: int = 256
+    """tokens per sequence"""
+    unique_tokens: float | None = None
+    """train on this many tokens of the data, repeated; null: all there are"""
+    peak_lr: float = MISSING
+    """learning rate at the end of warm-up"""
+    warmup_tokens: float | None = None
+    """tokens over which the rate rises linearly; null: 5 % of the budget"""
+    warmup_start: float = 0.0
+    """multiplier of the peak rate at token 0"""
+    clip_norm: float = 1.0
+    """largest norm of the whole gradient; 0: no clipping"""
+    z_loss: float = 0.0
+    """coefficient of mean (log Z)^2, added to the loss that is trained on, never to the one that is reported"""
+    data: dict[str, Any] = MISSING
+    tokenizer: dict[str, Any] = MISSING
+    model: dict[str, Any] = MISSING
+    optimizer: dict[str, Any] = MISSING
+    schedule: dict[str, Any] = MISSING
+    ramp: dict[str, Any] = MISSING
+    eval: Eval = field(default_factory=Eval)
+    launch: Launch = field(default_factory=Launch)
+
+
+ConfigStore.instance().store(name="schema", node=Config)

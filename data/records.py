@@ -1,0 +1,261 @@
+"""Run records: the contract between training and science, written by one process and read by everything else.
+
+    <runs>/<experiment>/<run_id>/
+        config.yaml     the resolved configuration
+        run.json        identity and constants
+        metrics.jsonl   one line per logged step
+        lives.jsonl     one line per life of the run (start, then end)
+        summary.json    status and final values, replaced atomically
+        checkpoints/
+
+`RunWriter` writes one run; `load_runs` gives one row per run and `load_curves` one row per logged step, from such
+folders or from anybody's table (CSV, JSONL, Parquet) with a column map.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COMPLETED, DIVERGED, FAILED, PREEMPTED = "completed", "diverged", "failed", "preempted"
+PREEMPTED_EXIT = 85  # exit code of a run or sweep that was asked to stop and can be resumed
+
+
+# ---------------------------------------------------------------------------------------------------- files
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replaces `path` with `text` so that a reader or a crash sees the old or the new content, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    write_atomic(path, json.dumps(value, indent=1, allow_nan=True) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; {} when there is no such file. A damaged file is a ValueError that names it."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): restore it, or remove the folder and run again.") from None
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSON-lines file. A torn last line (a write that was cut off) is ignored; any other is an error."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    lines.pop()  # what follows the last newline: nothing, or a line that was cut off
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            raise ValueError(f"{path}, line {number}: not valid JSON; the file is damaged in the middle.") from None
+    return rows
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The logged steps of one run; refuses tokens that do not increase."""
+    rows = read_lines(path)
+    for before, after in zip(rows, rows[1:], strict=False):
+        if after["tokens"] <= before["tokens"]:
+            raise ValueError(f"{path}: tokens fall from {before['tokens']} to {after['tokens']}; two writers were here.")
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------------- lock
+
+
+@contextlib.contextmanager
+def lock_run(folder: Path) -> Iterator[None]:
+    """Holds the run folder for this process; ValueError naming the holder when a live process has it."""
+    with (folder / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder} is being written by {_holder(file)}: wait for it, or stop it first.") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def live_holder(folder: Path) -> str | None:
+    """Who is writing this run right now ("process 123 on host"), or None."""
+    path = folder / "lock"
+    if not path.exists():
+        return None
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _holder(file)
+    return None
+
+
+def _holder(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read() or "another process"
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+
+
+class RunWriter:
+    """Writes the record of one run from one process (rank 0), while it holds `lock_run`.
+
+    `tokens` is where this life starts (0, or the checkpoint's): metrics.jsonl is first cut back to it.
+    """
+
+    def __init__(self, folder: Path, tokens: int, life: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self._life = {"tokens_start": tokens, **life}
+        path = folder / "metrics.jsonl"
+        rows = [row for row in read_metrics(path) if row["tokens"] <= tokens]
+        self.last_row: Mapping[str, Any] = rows[-1] if rows else {}
+        write_atomic(path, "".join(_line(row) for row in rows))
+        self._metrics = path.open("a")
+        self._append_life({"event": "start", **self._life})
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Appends one logged step; on disk when this returns to the operating system."""
+        self._metrics.write(_line(row))
+        self._metrics.flush()
+        self.last_row = row
+
+    def close(self, status: str, stop_reason: str, final: Mapping[str, Any]) -> None:
+        """Ends this life: summary.json holds `status`, `stop_reason` and the final values."""
+        os.fsync(self._metrics.fileno())
+        self._metrics.close()
+        self._append_life({"event": "end", "tokens_end": final.get("tokens"), "exit": status, **self._life})
+        write_json(self.folder / "summary.json", {"status": status, "stop_reason": stop_reason, **final})
+
+    def _append_life(self, row: Mapping[str, Any]) -> None:
+        path = self.folder / "lives.jsonl"
+        # a life that was killed in mid-write leaves a torn line: cut it off before the next one
+        write_atomic(path, "".join(_line(old) for old in read_lines(path)) + _line(row))
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, allow_nan=True) + "\n"
+
+
+def write_once(folder: Path, run: Mapping[str, Any]) -> None:
+    """Writes run.json, or compares with the one there: a run never continues on other data or another tokenizer."""
+    path = folder / "run.json"
+    old = read_json(path)
+    if not old:
+        write_json(path, run)
+    for key in ("run_id", "data_fingerprint", "heldout_fingerprint", "tokenizer_fingerprint"):
+        if old and old.get(key) != run[key]:
+            raise ValueError(
+                f"{path} was written with {key}={old.get(key)}, and it is {run[key]} now: the run cannot go on with "
+                "other content. Restore the data, or give the new run a `label` of its own."
+            )
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+
+
+def load_runs(path: str | Path, columns: Mapping[str, str] | None = None) -> "pd.DataFrame":
+    """One row per run below `path`: run.json, summary.json and the configuration, flattened with dots.
+
+    Or the rows of a CSV, JSONL or Parquet file; `columns` maps our names to the table's ({"N": "params"}).
+    Adds `folder`, `D` (= tokens trained on) and `C` (= flops) to runs. `status` is "running" while a live process
+    holds the run, and "unfinished" where a run was killed before it could say how it ended.
+    """
+    import pandas as pd
+
+    path = Path(path)
+    if path.is_file():
+        return _renamed(_read_table(path), columns, path)
+    rows = []
+    for file in sorted(path.rglob("run.json")):
+        folder = file.parent
+        run, summary = read_json(file), read_json(folder / "summary.json")
+        holder = live_holder(folder)
+        status = "running" if holder else summary.get("status", "unfinished")
+        flat = dict(_flatten(read_yaml(folder / "config.yaml")))
+        row = flat | run | summary | {"status": status, "folder": str(folder)}
+        row["D"], row["C"] = row.get("tokens"), row.get("flops")
+        rows.append(row)
+    if not rows:
+        raise ValueError(f"{path} holds no runs (no run.json below it): train some first, or correct the path.")
+    return _renamed(pd.DataFrame(rows), columns, path)
+
+
+def load_curves(path: str | Path, columns: Mapping[str, str] | None = None) -> "pd.DataFrame":
+    """One row per logged step of every run below `path` (with its `run_id`), or the rows of a table."""
+    import pandas as pd
+
+    path = Path(path)
+    if path.is_file():
+        return _renamed(_read_table(path), columns, path)
+    frames = []
+    for file in sorted(path.rglob("metrics.jsonl")):
+        rows = read_metrics(file)
+        if rows:
+            frames.append(pd.DataFrame(rows).assign(run_id=file.parent.name))
+    if not frames:
+        raise ValueError(f"{path} holds no curves (no metrics.jsonl with rows below it).")
+    return _renamed(pd.concat(frames, ignore_index=True), columns, path)
+
+
+def _read_table(path: Path) -> "pd.DataFrame":
+    import pandas as pd
+
+    readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet, ".jsonl": lambda p: pd.read_json(p, lines=True)}
+    if path.suffix not in readers:
+        raise ValueError(f"{path}: a table is one of {', '.join(readers)}.")
+    return readers[path.suffix](path)
+
+
+def _renamed(table: "pd.DataFrame", columns: Mapping[str, str] | None, path: Path) -> "pd.DataFrame":
+    for ours, theirs in (columns or {}).items():
+        if theirs not in table:
+            raise ValueError(f"columns.{ours}={theirs}: {path} has no such column; it has {', '.join(table.columns)}.")
+        table = table.assign(**{ours: table[theirs]})
+    return table
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return yaml.load(path.read_text(), loader) or {} if path.exists() else {}
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+
+def latest_row(folder: Path) -> dict[str, Any]:
+    """The last whole row of a run's metrics.jsonl, read from its end (cheap enough to poll); {} when there is none."""
+    try:
+        with (folder / "metrics.jsonl").open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
+            lines = file.read().split(b"\n")
+    except FileNotFoundError:
+        return {}
+    return json.loads(lines[-2]) if len(lines) > 1 else {}

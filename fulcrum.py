@@ -1,0 +1,47 @@
+"""The console command `fulcrum`: dispatch only. Each command is a Hydra application, imported when it is called."""
+
+import importlib
+import sys
+
+# command -> (primary configuration in conf/, module, function, what it does)
+COMMANDS = {
+    "train": ("config", "slurm.launcher", "train_command", "train one point or a sweep, and record it"),
+    "data": ("prepare", "data.__main__", "command", "prepare text as token shards"),
+    "fit": ("fit", "scaling.commands", "fit_command", "fit a law to recorded runs or to a table"),
+    "report": ("report", "scaling.commands", "report_command", "write the report of an experiment"),
+    "runs": ("runs", "scaling.commands", "runs_command", "show the table of runs"),
+}
+
+USAGE = """fulcrum - plan, train and fit families of language models
+
+  fulcrum <command> [key=value ...]      `fulcrum <command> --help` explains each, with examples
+
+{commands}
+
+Examples
+  fulcrum train -m experiment=quickstart          train a family of small models on this machine
+  fulcrum report runs=runs/quickstart             their scaling law, with intervals and pictures
+  fulcrum fit law=chinchilla runs=runs/quickstart
+  fulcrum runs runs=runs/quickstart sort=eval_loss
+"""
+
+
+def main() -> None:
+    commands = "\n".join(f"  {name:<8}{text}" for name, (*_, text) in COMMANDS.items())
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help", "help"):
+        print(USAGE.format(commands=commands), end="")
+        sys.exit(0 if len(sys.argv) > 1 else 2)
+    command = sys.argv.pop(1)
+    if command not in COMMANDS:
+        print(f"fulcrum: no command {command!r}. There is:\n{commands}", file=sys.stderr)
+        sys.exit(2)
+
+    import hydra
+
+    config_name, module, function, _ = COMMANDS[command]
+    task = getattr(importlib.import_module(module), function)
+    hydra.main(version_base="1.3", config_path="pkg://conf", config_name=config_name)(task)()
+
+
+if __name__ == "__main__":
+    main()

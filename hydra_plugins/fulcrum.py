@@ -1,0 +1,39 @@
+"""What Hydra looks for in its plugin namespace: our launcher, and ./conf of the working directory on its search path."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+import conf
+
+
+class FulcrumLauncher(Launcher):
+    """Receives all points of a grid at once and hands them to `slurm.launcher`."""
+
+    def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
+        """Nothing to keep: the points are composed anew, each by itself."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[Any]:
+        from slurm.launcher import launch
+
+        launch([list(overrides) for overrides in job_overrides])
+        return []
+
+
+class WorkingDirectoryConf(SearchPathPlugin):
+    """A user's own ./conf/experiment/mine.yaml is `experiment=mine`; it adds to ours and never shadows it."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        folder = Path.cwd() / "conf"
+        if folder.is_dir() and folder != Path(conf.__file__).parent:
+            search_path.append("fulcrum-working-directory", f"file://{folder}")
+
+
+ConfigStore.instance().store(
+    group="hydra/launcher", name="fulcrum", node={"_target_": "hydra_plugins.fulcrum.FulcrumLauncher"}
+)

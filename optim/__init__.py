@@ -1,0 +1,1 @@
+"""Learning-rate schedules, batch ramps, the plan that joins them, and optimizers."""

@@ -1,0 +1,88 @@
+"""What a fit's data cannot tell, in words.
+
+Two looks at it. The bootstrap: a coefficient whose interval spans more than a factor of three, or an exponent whose
+interval reaches a bound or spans more than half of itself. And the geometry at the optimum: directions in which all
+predictions stay the same (tiny singular values of the Jacobian of the log predictions), which hold for any noise.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scaling.laws.law import Law
+
+if TYPE_CHECKING:
+    from scaling.fit import Fit
+
+WIDE_FACTOR = 3.0  # of a coefficient's 90 % interval
+WIDE_EXPONENT = 0.5  # width of an exponent's 90 % interval relative to its value
+_FLAT = 1e-4  # singular value relative to the largest, for columns of unit length
+
+
+def unidentified(fit: Fit) -> dict[str, str]:
+    """One sentence for each parameter that the data do not pin down."""
+    words = {name: f"{name} ended at a bound of its range: the data do not determine it." for name in fit.at_bound}
+    if fit.free_replicates is None:
+        return words
+    intervals = fit.intervals(0.9)
+    shares = at_bound(fit.law, fit.free_replicates).mean(axis=0)
+    for parameter, share in zip(fit.law.parameters, shares, strict=True):
+        name = parameter.name
+        low, high = intervals[name]
+        if name in words:
+            continue
+        if share > 0.05:
+            words[name] = f"{name} is not identified: {share:.0%} of the bootstrap refits put it at a bound of its range."
+        elif parameter.transform == "log" and high > WIDE_FACTOR * low:
+            words[name] = f"{name} is known only within a factor of {high / low:.2g} ({low:.4g} to {high:.4g})."
+        elif parameter.transform == "identity" and high - low > WIDE_EXPONENT * abs(fit.params[name]):
+            words[name] = f"{name} is known only as {low:.2g} to {high:.2g}."
+    return words
+
+
+def at_bound(law: Law, free: np.ndarray) -> np.ndarray:
+    """For free centred coordinates (..., parameters): which are at a bound of the law."""
+    lower, upper = law.box()
+    return (free <= lower + 1e-9) | (free >= upper - 1e-9)
+
+
+def doubts(fit: Fit) -> list[str]:
+    """Sentences on the optimum itself: convergence, agreement of the starts, other minima, flat directions."""
+    said = []
+    if not fit.converged:
+        said.append(f"The minimisation did not converge (relative gradient {fit.gradient_norm:.1e}): treat it as a start.")
+    if fit.agreement < 0.5:
+        said.append(f"Only {fit.agreement:.0%} of {fit.starts} starts reached the best objective: use more starts.")
+    close = [m for m in fit.minima[1:] if m["objective"] < 1.1 * fit.objective]
+    if close:
+        said.append(f"{len(close)} other minima come within 10 % of the best objective: the law is not unique here.")
+    rows, parameters = len(fit.rows.table), len(fit.law.names)
+    if rows < 2 * parameters:
+        said.append(f"{rows} rows for {parameters} parameters: residuals are small by construction; look at the held-out error.")
+    flat = flat_direction(fit)
+    if flat:
+        said.append(f"The data leave one direction open: {flat} can move together and hardly change any prediction.")
+    return said
+
+
+def flat_direction(fit: Fit) -> str | None:
+    """The parameters that trade against each other without changing the predictions, or None."""
+    jacobian = fit.jacobian()
+    length = np.linalg.norm(jacobian, axis=0)
+    if not (length > 0).all():
+        return ", ".join(name for name, size in zip(fit.law.names, length, strict=True) if not size > 0)
+    _, values, vectors = np.linalg.svd(jacobian / length)
+    if len(values) == len(length) and values[-1] > _FLAT * values[0]:
+        return None
+    weight = np.abs(vectors[-1])
+    return ", ".join(name for name, w in zip(fit.law.names, weight, strict=True) if w > 0.2 * weight.max())
+
+
+def condition_number(fit: Fit) -> float:
+    """Of the Jacobian of the log predictions with columns of unit length: how far parameters imitate each other."""
+    jacobian = fit.jacobian()
+    length = np.linalg.norm(jacobian, axis=0)
+    values = np.linalg.svd(jacobian / np.where(length > 0, length, 1.0), compute_uv=False)
+    return float(values[0] / values[-1]) if values[-1] > 0 else float("inf")

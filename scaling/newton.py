@@ -1,0 +1,131 @@
+"""Many small minimisations at once: a damped Newton method on exact Hessians, batched over problems.
+
+All starting points of a fit, and all its bootstrap replicates, are problems of the same few parameters. Each
+carries its own damping (Levenberg-Marquardt; Nocedal and Wright, Numerical Optimization, 2nd ed., chapters 3.4 and
+10.3), its Hessian's eigenvalues are replaced by their absolute values so that every step descends, and parameters
+that a bound holds are left out of the step. Problems that are done leave the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+# objective(theta (k, p), which (k,)) -> value (k,), gradient (k, p), Hessian (k, p, p) of the problems `which`
+Objective = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+_EIGENVALUE_FLOOR = 1e-12  # relative to the largest: below it, rounding has eaten the curvature
+_DAMPING = (1e-14, 1e10)  # relative to the largest eigenvalue
+
+
+@dataclass(frozen=True)
+class Minima:
+    """Where each problem ended: `theta` (k, p), `value` (k,), projected `gradient` (k, p), `converged` (k,)."""
+
+    theta: np.ndarray
+    value: np.ndarray
+    gradient: np.ndarray
+    converged: np.ndarray
+    iterations: int
+
+
+def minimise(
+    objective: Objective,
+    theta: np.ndarray,
+    lower: np.ndarray,
+    upper: np.ndarray,
+    *,
+    tolerance: float = 1e-12,
+    floor: float = 0.0,
+    max_iterations: int = 400,
+    chunk: int = 128,
+) -> Minima:
+    """Minimise every problem from its row of `theta` (k, p) within the box `lower`, `upper` (p,).
+
+    A problem is converged when the decrease that its undamped Newton step promises is below `tolerance` times its
+    objective plus `floor` (an objective that means nothing any more), or when rounding allows no further decrease.
+    Problems advance in chunks that fit the processor's cache.
+    """
+    parts = [
+        _minimise(objective, theta[at : at + chunk], np.arange(at, min(at + chunk, len(theta))), lower, upper,
+                  tolerance, floor, max_iterations)
+        for at in range(0, len(theta), chunk)
+    ]  # fmt: skip
+    join = lambda field: np.concatenate([getattr(part, field) for part in parts])  # noqa: E731
+    return Minima(join("theta"), join("value"), join("gradient"), join("converged"), max(p.iterations for p in parts))
+
+
+def _minimise(
+    objective: Objective,
+    start: np.ndarray,
+    which: np.ndarray,
+    lower: np.ndarray,
+    upper: np.ndarray,
+    tolerance: float,
+    floor: float,
+    max_iterations: int,
+) -> Minima:
+    theta = np.clip(start, lower, upper)
+    value, gradient, hessian = objective(theta, which)
+    damping = np.full(len(theta), 1e-2)
+    converged = np.zeros(len(theta), bool)
+    active = np.arange(len(theta))
+    iteration = 0
+    while len(active) and iteration < max_iterations:
+        iteration += 1
+        step, promise = _steps(theta[active], gradient[active], hessian[active], damping[active], lower, upper)
+        done = promise <= tolerance * value[active] + floor
+        converged[active[done]] = True
+        active, step = active[~done], step[~done]
+        if not len(active):
+            break
+        trial = np.clip(theta[active] + step, lower, upper)
+        new_value, new_gradient, new_hessian = objective(trial, which[active])
+        move = trial - theta[active]
+        model = np.einsum("kp,kp->k", gradient[active], move)
+        model += 0.5 * np.einsum("kp,kpq,kq->k", move, hessian[active], move)
+        fall = value[active] - new_value
+        better = fall > 0  # NaN counts as worse
+        good = better & (fall > 0.75 * -model)
+        poor = ~better | (fall < 0.25 * -model)
+        factor = np.where(good, 0.2, np.where(~better, 8.0, np.where(poor, 2.0, 0.7)))
+        damping[active] = np.clip(damping[active] * factor, *_DAMPING)
+        # A step so short that it no longer changes the objective: as far as float64 goes.
+        stuck = ~better & (damping[active] >= _DAMPING[1])
+        accept = active[better]
+        theta[accept], value[accept] = trial[better], new_value[better]
+        gradient[accept], hessian[accept] = new_gradient[better], new_hessian[better]
+        converged[active[stuck]] = True
+        active = active[~stuck]
+    held = _held(theta, gradient, lower, upper)
+    return Minima(theta, value, np.where(held, 0.0, gradient), converged, iteration)
+
+
+def _held(theta: np.ndarray, gradient: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+    """(k, p): a bound stops the descent of this parameter."""
+    return ((theta <= lower) & (gradient > 0)) | ((theta >= upper) & (gradient < 0))
+
+
+def _steps(
+    theta: np.ndarray,
+    gradient: np.ndarray,
+    hessian: np.ndarray,
+    damping: np.ndarray,
+    lower: np.ndarray,
+    upper: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The damped steps (k, p), and the decrease (k,) that the undamped ones promise."""
+    held = _held(theta, gradient, lower, upper)
+    gradient = np.where(held, 0.0, gradient)
+    either = held[:, :, None] | held[:, None, :]
+    hessian = np.where(either, 0.0, hessian)
+    values, vectors = np.linalg.eigh(hessian)
+    values = np.abs(values)
+    largest = values.max(axis=1, keepdims=True)
+    largest = np.where(largest > 0, largest, 1.0)
+    values = np.maximum(values, _EIGENVALUE_FLOOR * largest)
+    along = np.einsum("kpq,kp->kq", vectors, gradient)
+    step = -np.einsum("kpq,kq->kp", vectors, along / (values + damping[:, None] * largest))
+    return np.where(held, 0.0, step), 0.5 * (along**2 / values).sum(axis=1)

@@ -1,0 +1,192 @@
+"""Which rows of a table may enter a fit, under which names, and what has to be said about them.
+
+A table is a row per run: the records of Fulcrum (`data.records.load_runs`) or anybody's. Rows that would spoil a fit
+are refused with the fix (missing or non-positive values, mixed tokenizers or held-out sets, too few settings, a
+column that does not vary); runs that did not complete are left out and counted; what merely deserves doubt is noted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from scaling.laws.law import Law
+
+_FINGERPRINTS = {"tokenizer_fingerprint": "tokenizers", "heldout_fingerprint": "held-out sets"}
+_UNIQUE_TOKENS = ("unique_tokens", "train_tokens_available", "train_tokens")  # the first that a row has counts
+_SHARED_LINE = 0.999  # |correlation| of two log columns above which a family of runs has one axis only
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one fit.
+
+    `table` has the law's columns, `loss`, `C` (training FLOPs, when the table has or implies them), `group` (rows of
+    one run share it; the bootstrap draws groups), the index of the caller's table, in a canonical order that does not
+    depend on the caller's. `convention` says in words how N and C are counted, `excluded` counts by status.
+    """
+
+    table: pd.DataFrame
+    columns: dict[str, str]
+    convention: dict[str, str]
+    excluded: dict[str, int]
+    notes: tuple[str, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that change with the fitted numbers and with nothing else."""
+        numbers = self.table.drop(columns="group").to_numpy(float)
+        return hashlib.sha256(np.ascontiguousarray(numbers).tobytes()).hexdigest()[:16]
+
+
+def prepare(law: Law, table: pd.DataFrame, columns: Mapping[str, str] | None = None) -> Rows:
+    """The rows of `table` that `law` can be fitted to. Raises ValueError with the fix where there are none.
+
+    `columns` maps the law's names to the table's, as {"N": "params"}. Without it a column is found under its own
+    name, and the loss is `eval_loss` where there is one.
+    """
+    names = _column_names(law, table, columns or {})
+    table, excluded = _completed(table)
+    _one_kind(table, names["loss"])
+    used = pd.DataFrame({ours: _numbers(table, ours, theirs) for ours, theirs in names.items()}, index=table.index)
+    convention = _convention(table, names)
+    if "C" not in used and {"N", "D"} <= set(used):
+        used["C"] = 6.0 * used["N"] * used["D"]
+    used["group"] = table["run_id"].astype(str) if "run_id" in table else np.arange(len(table)).astype(str)
+    _enough(law, used, excluded)
+    notes = [*_excluded_notes(excluded), *_notes(law, table, used)]
+    order = np.lexsort(used[[c for c in used if c != "group"]].to_numpy(float).T[::-1])
+    return Rows(used.iloc[order], names, convention, excluded, tuple(notes))
+
+
+def _column_names(law: Law, table: pd.DataFrame, columns: Mapping[str, str]) -> dict[str, str]:
+    wanted = [*law.columns, "loss", "C"]
+    unknown = set(columns) - set(wanted)
+    if unknown:
+        raise ValueError(f"columns.{min(unknown)}: {law.name} reads {', '.join(wanted)} only.")
+    default = {"loss": "eval_loss"} if "eval_loss" in table else {}
+    names = {ours: columns.get(ours, default.get(ours, ours)) for ours in wanted}
+    if "C" not in columns and "C" not in table:
+        del names["C"]  # only held-out fits and allocation ask for it
+    for ours, theirs in names.items():
+        if theirs not in table:
+            raise ValueError(
+                f"The table has no column {theirs!r} for {law.name}'s {ours}; it has {', '.join(map(str, table))}. "
+                f"Name it: columns.{ours}=<column>."
+            )
+    return names
+
+
+def _completed(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
+    if "status" not in table:
+        return table, {}
+    status = table["status"].fillna("unfinished")
+    excluded = {str(name): int(count) for name, count in status[status != "completed"].value_counts().items()}
+    return table[status == "completed"], excluded
+
+
+def _one_kind(table: pd.DataFrame, loss: str) -> None:
+    for column, what in _FINGERPRINTS.items():
+        # Bits per byte compare across tokenizers: that is what they are for.
+        if column not in table or (column == "tokenizer_fingerprint" and "bits_per_byte" in loss):
+            continue
+        groups = table[column].fillna("unknown").value_counts()
+        if len(groups) > 1:
+            listed = ", ".join(f"{name} ({count} runs)" for name, count in groups.items())
+            raise ValueError(
+                f"The runs used {len(groups)} different {what}, whose losses do not compare: {column} is {listed}. "
+                "Fit one group at a time (filter), or compare columns.loss=eval_bits_per_byte on the same text."
+            )
+
+
+def _numbers(table: pd.DataFrame, ours: str, theirs: str) -> pd.Series:
+    values = pd.to_numeric(table[theirs], errors="coerce").astype(float)
+    bad = ~(np.isfinite(values) & (values > 0))
+    if bad.any():
+        first = table.index[bad.to_numpy()][0]
+        run = f" (run {table.loc[first, 'run_id']})" if "run_id" in table else ""
+        raise ValueError(
+            f"{ours} (column {theirs}) must be a positive number in every row; {int(bad.sum())} of {len(values)} are "
+            f"not, the first is row {first}{run}: {table.loc[first, theirs]!r}. Remove those rows or map {ours} to "
+            "another column."
+        )
+    return values
+
+
+def _convention(table: pd.DataFrame, names: Mapping[str, str]) -> dict[str, str]:
+    records = "flops_per_token" in table and "N_total" in table
+    size = "parameters without embedding and output head" if records else f"as counted by column {names.get('N', 'N')}"
+    if "C" not in names:
+        flops = "6 N D"
+    elif records:
+        flops = "exact FLOPs of the model's shape"
+    elif {"N", "D"} <= set(names) and np.allclose(
+        table[names["C"]].astype(float), 6.0 * table[names["N"]].astype(float) * table[names["D"]].astype(float), rtol=1e-3
+    ):
+        flops = "6 N D"
+    else:
+        flops = f"as counted by column {names['C']}"
+    return {"N": size, "D": "training tokens", "C": flops, "loss": names["loss"]}
+
+
+def _enough(law: Law, used: pd.DataFrame, excluded: Mapping[str, int]) -> None:
+    parameters = len(law.names)
+    settings = len(used[list(law.columns)].drop_duplicates())
+    left_out = f" ({sum(excluded.values())} more did not complete)" if excluded else ""
+    if settings < parameters:
+        raise ValueError(
+            f"{law.name} has {parameters} parameters ({', '.join(law.names)}) and the table has {len(used)} rows at "
+            f"{settings} distinct settings of {', '.join(law.columns)}{left_out}: at least {parameters} settings are "
+            "needed, and twice as many for intervals that mean something. Train more points, or fit a smaller law."
+        )
+    for column, parameter_names in law.columns.items():
+        if used[column].max() <= used[column].min() * (1 + 1e-9):
+            raise ValueError(
+                f"Column {column} is {used[column].iloc[0]:g} in all {len(used)} rows: {' and '.join(parameter_names)} "
+                f"of {law.name} cannot be told apart from the rest. Add runs at another {column}, or fit a law without it."
+            )
+
+
+def _excluded_notes(excluded: Mapping[str, int]) -> list[str]:
+    if not excluded:
+        return []
+    listed = ", ".join(f"{count} {status}" for status, count in excluded.items())
+    return [f"{sum(excluded.values())} runs that did not complete are left out: {listed}."]
+
+
+def _notes(law: Law, table: pd.DataFrame, used: pd.DataFrame) -> list[str]:
+    notes = []
+    copies = int(used.duplicated([c for c in used if c != "group" or "run_id" in table]).sum())
+    if copies:
+        notes.append(f"{copies} rows are exact copies of others and count twice; remove them unless they are runs of their own.")
+    if "stop_reason" in table:
+        early = table["stop_reason"].fillna("budget").ne("budget")
+        if early.any():
+            reasons = ", ".join(sorted(table["stop_reason"][early].unique()))
+            notes.append(f"{int(early.sum())} runs stopped before their budget ({reasons}): their learning rate had not come down.")
+    unique = next((table[c] for c in _UNIQUE_TOKENS if c in table and table[c].notna().any()), None)
+    if unique is not None and "D" in used:
+        repeated = used["D"] > pd.to_numeric(unique, errors="coerce").fillna(np.inf).astype(float)
+        if repeated.any():
+            most = (used["D"] / unique.astype(float))[repeated].max()
+            notes.append(
+                f"{int(repeated.sum())} runs saw their data more than once (up to {most:.1f} times): {law.name} takes "
+                "every token as new, so it understates what their tokens would have been worth fresh."
+            )
+    logs = np.log(used[list(law.columns)].to_numpy())
+    for i, left in enumerate(law.columns):
+        for j, right in list(enumerate(law.columns))[i + 1 :]:
+            if abs(np.corrcoef(logs[:, i], logs[:, j])[0, 1]) > _SHARED_LINE:
+                notes.append(
+                    f"{left} and {right} rise together in all runs: what one does is barely told from what the other "
+                    f"does. Add runs with other ratios of {right} to {left}."
+                )
+    for column in law.columns:
+        values = used[column].nunique()
+        if values < 3:
+            notes.append(f"{column} takes {values} values only: an offset, a coefficient and an exponent need three.")
+    return notes

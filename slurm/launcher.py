@@ -1,0 +1,57 @@
+"""`fulcrum train`: from override lists to a finished sweep. One road for a single run, a grid and Hydra's launcher.
+
+    overrides of all points -> conf.points (validate every one) -> data prepared and checked -> slurm.local
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from conf.points import Point, expand
+from data.records import live_holder, read_json, write_json
+from slurm.local import prepare_data, run_points
+
+
+def launch(overrides: Sequence[Sequence[str]]) -> None:
+    """Validates and runs the points; ends the process with the sweep's exit code unless all completed."""
+    try:
+        points = expand(overrides)
+        refuse_live(points)
+        prepare_data(points)
+        write_manifest(points)
+        code = run_points(points)
+    except ValueError as error:
+        if os.environ.get("HYDRA_FULL_ERROR"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        code = 1
+    if code:
+        sys.exit(code)
+
+
+def refuse_live(points: Sequence[Point]) -> None:
+    live = {point.folder: holder for point in points if (holder := live_holder(point.folder))}
+    if live:
+        lines = "\n".join(f"  {folder} by {holder}" for folder, holder in live.items())
+        raise ValueError(f"{len(live)} of these runs are being written right now:\n{lines}\nWait for them, or stop them.")
+
+
+def write_manifest(points: Sequence[Point]) -> None:
+    """<runs>/<experiment>/sweep.json: the points that were asked for, ever, and what the report shows."""
+    for folder in {point.folder.parent for point in points}:
+        folder.mkdir(parents=True, exist_ok=True)
+        mine = [point for point in points if point.folder.parent == folder]
+        known = {row["run_id"]: row for row in read_json(folder / "sweep.json").get("points", [])}
+        known |= {p.run_id: {"run_id": p.run_id, "overrides": p.config["launch"]["overrides"]} for p in mine}
+        report = mine[-1].config["launch"]["report"]
+        write_json(
+            folder / "sweep.json", {"experiment": folder.name, "report": report, "points": list(known.values())}
+        )
+
+
+def train_command(config: DictConfig) -> None:
+    """What `fulcrum train` runs without -m, where Hydra calls no launcher: one point, by the same road."""
+    launch([list(HydraConfig.get().overrides.task)])

@@ -1,0 +1,317 @@
+"""Runs points on this machine: each in processes of its own, several at once, in any state of completion.
+
+    finished points are skipped -> the others start, longest first -> metrics.jsonl is watched -> a summary
+
+A worker writes its own record; this runner only starts it, watches it and passes signals on. If the runner is killed,
+its workers end with it (they hold the other end of a pipe), and the next call resumes from their checkpoints.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from conf.points import Point
+from data.records import (
+    COMPLETED,
+    DIVERGED,
+    FAILED,
+    PREEMPTED,
+    PREEMPTED_EXIT,
+    latest_row,
+    read_json,
+    write_atomic,
+    write_json,
+)
+
+GRACE = 10.0  # seconds that the other processes of a point get after one of them failed
+console = Console(stderr=True, highlight=False)
+
+
+# ---------------------------------------------------------------------------------------------------- data
+
+
+def prepare_data(points: Sequence[Point]) -> None:
+    """Prepares what is missing and checks the points against it, in a process of its own. ValueError if it fails."""
+    requests = [
+        {
+            "run_id": point.run_id,
+            "data": point.config["data"],
+            "tokenizer": point.config["tokenizer"],
+            "cache": point.config["launch"]["cache"],
+            "sequence_length": point.config["sequence_length"],
+            "eval_tokens": point.config["eval"]["tokens"],
+            "verify": point.config["launch"]["verify_data"],
+        }
+        for point in points
+        if status_of(point) != COMPLETED
+    ]
+    if not requests:
+        return
+    done = subprocess.run([sys.executable, "-m", "data"], input=json.dumps(requests), text=True, env=child_environment())
+    if done.returncode:
+        raise ValueError("the data could not be prepared (see above); nothing was started.")
+
+
+def child_environment(**extra: object) -> dict[str, str]:
+    """A user's own data/ or train.py in the working directory must not shadow ours."""
+    return os.environ | {"PYTHONSAFEPATH": "1"} | {key: str(value) for key, value in extra.items()}
+
+
+# ---------------------------------------------------------------------------------------------------- points
+
+
+@dataclass
+class Running:
+    """One point under way."""
+
+    point: Point
+    processes: list[subprocess.Popen]
+    parent_pipe: int
+    tokens_at_start: int
+    failed_at: float | None = None
+
+    def signal(self, number: int) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+
+@dataclass
+class Layout:
+    """How many points at once, with how many threads a process."""
+
+    parallel: int
+    threads: int
+
+
+def layout(points: Sequence[Point], cores: int | None = None) -> Layout:
+    """Derived from all points of the sweep, finished or not: a resumed sweep must keep its thread count."""
+    cores = cores or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    launch = points[0].config["launch"]
+    on_cuda = launch["accelerator"] == "cuda" or (launch["accelerator"] == "auto" and _has_cuda())
+    # Tiny models gain nothing from a second thread, so points share the cores (docs/log.md has the measurement).
+    parallel = launch["parallel"] or (1 if on_cuda else max(1, min(cores // launch["devices"], len(points))))
+    return Layout(parallel, launch["threads"] or max(1, cores // (parallel * launch["devices"])))
+
+
+def _has_cuda() -> bool:
+    return Path("/dev/nvidiactl").exists() or Path("/dev/nvidia0").exists()
+
+
+def status_of(point: Point) -> str | None:
+    return read_json(point.folder / "summary.json").get("status")
+
+
+def run_points(points: Sequence[Point]) -> int:
+    """Trains what is not finished; returns 0 if all completed, 85 if stopped by a signal, else 1."""
+    retry = points[0].config["launch"]["retry"]
+    finished = {COMPLETED} if retry == DIVERGED else {COMPLETED, DIVERGED}
+    skipped = [point for point in points if status_of(point) in finished]
+    waiting = sorted((p for p in points if p not in skipped), key=lambda p: p.flops, reverse=True)
+    plan = layout(points)
+    how = f", {plan.parallel} at once, {plan.threads} thread{'s' * (plan.threads > 1)} each" if waiting else ""
+    console.print(f"{len(points)} points: {len(skipped)} finished, {len(waiting)} to train{how}")
+
+    stop = Stop()
+    running: list[Running] = []
+    with Display(points, waiting) as display:
+        while running or (waiting and not stop.asked):
+            while waiting and len(running) < plan.parallel and not stop.asked:
+                running.append(start(waiting.pop(0), plan.threads))
+                display.started(running[-1])
+            time.sleep(0.1)
+            stop.deliver(running)
+            for run in list(running):
+                if ended(run):
+                    running.remove(run)
+                    conclude(run)
+                    display.ended(run.point)
+                else:
+                    display.update(run)
+    return summarize(points, stopped=bool(stop.asked))
+
+
+def start(point: Point, threads: int) -> Running:
+    """Writes the point's configuration and starts its processes, one per device."""
+    point.folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(point.folder / "config.yaml", yaml.safe_dump(point.config, sort_keys=False))
+    reader, writer = os.pipe()
+    world_size = point.config["launch"]["devices"]
+    port = _free_port()
+    processes = []
+    for rank in range(world_size):
+        environment = child_environment(
+            OMP_NUM_THREADS=threads,
+            RANK=rank,
+            LOCAL_RANK=rank,
+            WORLD_SIZE=world_size,
+            LOCAL_WORLD_SIZE=world_size,
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=port,
+            FULCRUM_PARENT_PIPE=reader,
+        )
+        with (point.folder / "output.log").open("a") as log:
+            command = [sys.executable, "-m", "train", str(point.folder)]
+            processes.append(
+                # a session of its own: Ctrl-C reaches the runner, which passes one signal on
+                subprocess.Popen(
+                    command, env=environment, stdout=log, stderr=log, pass_fds=[reader], start_new_session=True
+                )
+            )
+    os.close(reader)
+    return Running(point, processes, writer, latest_row(point.folder).get("tokens", 0))
+
+
+def ended(run: Running) -> bool:
+    """Whether all processes of the point are gone; after one failed, the others are ended too."""
+    codes = [process.poll() for process in run.processes]
+    if run.failed_at is None and any(code not in (None, 0, PREEMPTED_EXIT) for code in codes):
+        run.failed_at = time.monotonic()
+    if run.failed_at is not None and time.monotonic() - run.failed_at > GRACE:
+        run.signal(signal.SIGKILL)
+    return None not in codes
+
+
+def conclude(run: Running) -> None:
+    """Makes sure that the record says how a run ended that could not say so itself (killed, out of memory)."""
+    os.close(run.parent_pipe)
+    codes = [process.returncode for process in run.processes]
+    bad = [code for code in codes if code not in (0, PREEMPTED_EXIT)]
+    if bad and status_of(run.point) not in (FAILED, DIVERGED):
+        code = bad[0]
+        reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        write_json(
+            run.point.folder / "summary.json",
+            read_json(run.point.folder / "summary.json") | {"status": FAILED, "stop_reason": reason},
+        )
+
+
+def summarize(points: Sequence[Point], stopped: bool) -> int:
+    """Lists what did not complete; the sweep's exit code."""
+    bad = {point: read_json(point.folder / "summary.json") for point in points if status_of(point) != COMPLETED}
+    labels = short_labels(points)
+    for point, summary in bad.items():
+        status = summary.get("status", "not started")
+        if status in (FAILED, DIVERGED):
+            console.print(f"{status}: {labels[point.run_id]}: {summary.get('stop_reason')}", markup=False)
+            console.print(f"    {point.folder / 'output.log'}", markup=False, soft_wrap=True)
+    done = len(points) - len(bad)
+    console.print(f"{done} of {len(points)} points completed" + (", stopped by a signal" if stopped and bad else ""))
+    if stopped and bad:
+        console.print("the same command resumes them")
+        return PREEMPTED_EXIT
+    return 1 if bad else 0
+
+
+class Stop:
+    """SIGINT, SIGTERM or SIGUSR1 asks the running points to checkpoint and end; a second one ends them at once."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self._delivered = 0
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, *_: Any) -> None:
+        self.asked += 1
+
+    def deliver(self, running: Sequence[Running]) -> None:
+        if self.asked > self._delivered:
+            self._delivered = self.asked
+            console.print("stopping: running points checkpoint first (a second signal ends them at once)")
+            for run in running:
+                run.signal(signal.SIGTERM if self.asked == 1 else signal.SIGKILL)
+
+
+# ---------------------------------------------------------------------------------------------------- display
+
+
+def short_labels(points: Sequence[Point]) -> dict[str, str]:
+    """run_id -> the overrides that tell the points apart (the run_id where there is only one)."""
+    overrides = {point.run_id: point.config["launch"]["overrides"] for point in points}
+    common = set.intersection(*(set(o) for o in overrides.values())) if len(points) > 1 else set()
+    return {
+        run_id: " ".join(o for o in mine if o not in common and not o.startswith("experiment=")) or run_id
+        for run_id, mine in overrides.items()
+    }
+
+
+@dataclass
+class Display:
+    """One bar per running point and one for the sweep, in FLOPs; plain lines where there is no terminal."""
+
+    points: Sequence[Point]
+    waiting: Sequence[Point]
+    tasks: dict[str, Any] = field(default_factory=dict)
+
+    def __enter__(self) -> "Display":
+        self.labels = short_labels(self.points)
+        self.count = 0
+        self.total = len(self.waiting)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[detail]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self.progress.start()
+        self.sweep = self.progress.add_task("sweep", total=sum(p.flops for p in self.waiting), detail="")
+        self.seen = {point.run_id: 0.0 for point in self.waiting}
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.progress.stop()
+
+    def started(self, run: Running) -> None:
+        point = run.point
+        task = self.progress.add_task(
+            self.labels[point.run_id], total=point.plan.total_tokens, completed=run.tokens_at_start, detail=""
+        )
+        self.tasks[point.run_id] = task
+        if run.tokens_at_start:
+            console.print(f"resumes: {self.labels[point.run_id]}", markup=False)
+
+    def update(self, run: Running) -> None:
+        row, point = latest_row(run.point.folder), run.point
+        if row:
+            detail = f"{row['tokens'] / 1e6:.2f}M tokens  loss {row['loss']:.3f}  {row['tokens_per_second'] / 1e3:.1f}k/s"
+            self.progress.update(self.tasks[point.run_id], completed=row["tokens"], detail=detail)
+            self._advance(point, row["tokens"])
+
+    def ended(self, point: Point) -> None:
+        self.progress.remove_task(self.tasks.pop(point.run_id))
+        self._advance(point, point.plan.total_tokens)
+        self.count += 1
+        summary = read_json(point.folder / "summary.json")
+        loss = f"  eval loss {summary['eval_loss']:.4f}" if "eval_loss" in summary else ""
+        seconds = f"  {summary['seconds']:.0f} s" if "seconds" in summary else ""
+        status = summary.get("status", PREEMPTED)
+        line = f"[{self.count}/{self.total}] {status}: {self.labels[point.run_id]}{loss}{seconds}"
+        console.print(line, markup=False)
+
+    def _advance(self, point: Point, tokens: int) -> None:
+        self.seen[point.run_id] = point.flops * tokens / point.plan.total_tokens
+        done = f"{self.count}/{self.total} points"
+        self.progress.update(self.sweep, completed=sum(self.seen.values()), detail=done)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

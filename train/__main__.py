@@ -1,0 +1,114 @@
+"""`python -m train <run folder>`: the worker that trains one point, on one device.
+
+The folder holds config.yaml. Processes of one point find each other by RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and
+MASTER_PORT. Exit codes: 0 completed, 85 asked to stop (resumable), 1 anything else; summary.json says what.
+"""
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data.records import (
+    COMPLETED,
+    FAILED,
+    PREEMPTED,
+    PREEMPTED_EXIT,
+    lock_run,
+    read_json,
+    read_lines,
+    write_json,
+    write_once,
+)
+
+
+def main(folder: Path) -> int:
+    end_with_parent()
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    is_first = int(os.environ.get("RANK", 0)) == 0
+    with lock_run(folder) if is_first else contextlib.nullcontext():
+        try:
+            status = train_point(config, folder)
+        except Exception as error:
+            traceback.print_exc()
+            print(f"error: {error}", file=sys.stderr)
+            if is_first:
+                failed = {"status": FAILED, "stop_reason": f"{type(error).__name__}: {error}"}
+                write_json(folder / "summary.json", read_json(folder / "summary.json") | failed)
+            return 1
+    return {COMPLETED: 0, PREEMPTED: PREEMPTED_EXIT}.get(status, 1)
+
+
+def train_point(config: dict[str, Any], folder: Path) -> str:
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, lambda *_: stop.set())
+
+    import torch
+
+    from train.loop import train
+    from train.run import build_run
+
+    threads = int(os.environ["OMP_NUM_THREADS"]) if "OMP_NUM_THREADS" in os.environ else torch.get_num_threads()
+    torch.set_num_threads(threads)
+    run = build_run(config, folder)
+    life = {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "world_size": run.fabric.world_size,
+        "strategy": config["launch"]["strategy"]["_target_"],
+        "threads": threads,
+        "device": str(run.fabric.device),
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "job_id": os.environ.get("SLURM_JOB_ID"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "fulcrum": importlib.metadata.version("fulcrum"),
+    }
+    if run.fabric.is_global_zero:
+        write_once(folder, run.identity)
+        warn_of_changes(folder, life)
+    return train(run, life, stop.is_set)
+
+
+def warn_of_changes(folder: Path, life: dict[str, Any]) -> None:
+    """Bit-for-bit resumption needs the same layout, thread count and libraries: says what differs from the last life."""
+    lives = read_lines(folder / "lives.jsonl")
+    for key in ("world_size", "strategy", "threads", "device", "torch"):
+        if lives and lives[-1].get(key) != life[key]:
+            print(
+                f"warning: {key} was {lives[-1].get(key)} in the run's last life and is {life[key]} now: "
+                "the samples and the plan stay the same, the last bits of the losses may not.",
+                file=sys.stderr,
+            )
+
+
+def end_with_parent() -> None:
+    """Ends this process at once when the runner that started it is gone, however that was killed.
+
+    FULCRUM_PARENT_PIPE is a pipe that only the runner holds open for writing: it reads as closed when the runner ends.
+    """
+    if "FULCRUM_PARENT_PIPE" not in os.environ:
+        return
+    pipe = int(os.environ.pop("FULCRUM_PARENT_PIPE"))
+
+    def wait() -> None:
+        os.read(pipe, 1)
+        os._exit(PREEMPTED_EXIT)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "config.yaml").exists():
+        sys.exit("usage: python -m train <run folder>; the folder holds config.yaml (`fulcrum train` writes it).")
+    sys.exit(main(Path(sys.argv[1]).resolve()))

@@ -1,0 +1,134 @@
+"""The training loop of one point. Its only state is the number of tokens seen.
+
+The loop asks the plan for the step that is under way, takes the samples which that step consumes, makes one optimizer
+step, and logs, evaluates and checkpoints where the tokens pass a multiple of the interval.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from data.records import COMPLETED, DIVERGED, PREEMPTED, RunWriter
+from train import checkpoint
+from train.run import Run
+from train.step import StepResult, evaluate, optimizer_step
+
+
+def train(run: Run, life: dict[str, Any], stop_requested: Callable[[], bool]) -> str:
+    """Trains from the newest checkpoint, or from the start, to the end of the plan; returns how it ended."""
+    plan, length, launch = run.plan, run.plan.sequence_length, run.config["launch"]
+    log_every = launch["log_every_tokens"] or plan.total_tokens / 200
+    eval_every = run.config["eval"]["every_tokens"] or plan.total_tokens / 5
+    save_every = launch["checkpoint"]["every_tokens"] or plan.total_tokens / 8
+
+    tokens, seconds_before = restore(run)
+    step = int(np.searchsorted(plan.steps().tokens_before, tokens))
+    record = RunWriter(run.folder, tokens, life) if run.fabric.is_global_zero else None
+    started = logged_at = time.perf_counter()
+    logged_tokens, stop = tokens, False
+
+    while tokens < plan.final_tokens and not stop:
+        lr, batch_size = plan.at(tokens)
+        result = optimizer_step(
+            run.fabric,
+            run.model,
+            run.optimizer,
+            run.micro_batches(tokens // length, batch_size),
+            valid_tokens=batch_size * length,
+            lr=lr,
+            clip_norm=run.config["clip_norm"],
+            z_loss=run.config["z_loss"],
+            stop=stop_requested(),
+        )
+        if not result.finite:
+            if record:
+                record.close(DIVERGED, "non-finite loss or gradient", divergence(result, step, tokens, batch_size, run))
+            return DIVERGED
+        before, tokens, step, stop = tokens, tokens + batch_size * length, step + 1, result.stop
+
+        done = tokens == plan.final_tokens
+        evaluation = evaluate_held_out(run) if done or passes(before, tokens, eval_every) else {}
+        if record and (evaluation or passes(before, tokens, log_every)):
+            now = time.perf_counter()
+            row = {
+                "step": step,
+                "tokens": tokens,
+                "samples": tokens // length,
+                "flops": run.shape.flops_per_token(length) * tokens,
+                "lr": lr,
+                "batch_size": batch_size,
+                "loss": result.loss,
+                "grad_norm": result.grad_norm,
+                "tokens_per_second": (tokens - logged_tokens) / (now - logged_at),
+                "mfu": None,
+                "seconds": seconds_before + now - started,
+                **({"z_loss": result.z_loss} if run.config["z_loss"] else {}),
+                **evaluation,
+            }
+            record.log(row)
+            for logger in run.loggers:
+                logger.log_metrics({k: v for k, v in row.items() if v is not None}, step)
+            logged_tokens, logged_at = tokens, now
+        if done or stop or passes(before, tokens, save_every):
+            save(run, tokens, seconds_before + time.perf_counter() - started)
+
+    status = COMPLETED if tokens == plan.final_tokens else PREEMPTED
+    if record:
+        record.close(status, "budget" if status == COMPLETED else "signal", record.last_row)
+    for logger in run.loggers:
+        logger.finalize("success")
+    return status
+
+
+def passes(before: int, after: int, interval: float) -> bool:
+    """Whether a multiple of `interval` tokens lies in (before, after]."""
+    return math.floor(after / interval) > math.floor(before / interval)
+
+
+def evaluate_held_out(run: Run) -> dict[str, float]:
+    """`eval_loss` (sources weighted as in training), `eval_loss/<source>` where there are several, bits per byte."""
+    weights = run.prepared.weights
+    losses = {name: evaluate(run.fabric, run.model, run.eval_batches(name)) for name in run.eval_data}
+    total = sum(weights.values())
+    loss = sum(weights[name] * losses[name] for name in losses) / total
+    bytes_per_token = sum(weights[name] * run.prepared.bytes_per_token_by_source[name] for name in losses) / total
+    by_source = {f"eval_loss/{name}": value for name, value in losses.items()} if len(losses) > 1 else {}
+    return {"eval_loss": loss, "eval_bits_per_byte": loss / math.log(2) / bytes_per_token, **by_source}
+
+
+def restore(run: Run) -> tuple[int, float]:
+    """Loads the newest whole checkpoint into model and optimizer: (tokens seen, seconds spent); (0, 0.0) without one."""
+    state = checkpoint.load_latest(run.folder / "checkpoints")
+    if state is None:
+        return 0, 0.0
+    run.model.load_state_dict(state["model"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    return state["tokens"], state["seconds"]
+
+
+def save(run: Run, tokens: int, seconds: float) -> None:
+    if run.fabric.is_global_zero:
+        state = {
+            "tokens": tokens,
+            "seconds": seconds,
+            "model": run.model.state_dict(),
+            "optimizer": run.optimizer.state_dict(),
+        }
+        checkpoint.save(run.folder / "checkpoints", tokens, state, run.config["launch"]["checkpoint"]["keep"])
+    run.fabric.barrier()
+
+
+def divergence(result: StepResult, step: int, tokens: int, batch_size: int, run: Run) -> dict[str, Any]:
+    """Where it went wrong: the step that was not made, its samples, and the ranks whose loss was not finite."""
+    first = tokens // run.plan.sequence_length
+    return {
+        "step": step,
+        "tokens": tokens,
+        "samples": [first, first + batch_size],
+        "ranks": result.bad_ranks,
+        "loss": result.loss,
+        "grad_norm": result.grad_norm,
+    }

@@ -1,0 +1,147 @@
+"""The model: a decoder-only transformer.
+
+    tokens -> embedding -> [x + attention(norm(x)); x + mlp(norm(x))] * n_layers -> norm -> head -> logits
+
+RMSNorm without bias, rotary positions, grouped queries, QK-norm as an option, SwiGLU or GELU, tied or untied head,
+causal attention, within documents when their ids are given. Norms, rotary embedding, softmax and loss are float32
+whatever the precision of the matrix products. Parallel forms are applied from outside.
+
+Shape suffixes: B batch, T positions, D width, V padded vocabulary, H query heads, G key/value heads, K size of a head.
+"""
+
+import hashlib
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from train.shape import Shape
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * gain over the last dimension, in float32."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), 1e-6).type_as(x)
+
+
+def rotary_table(shape: Shape, positions_T: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin, each float32 [T, K/2], of the rotation of every pair of a head's coordinates at each position."""
+    pairs = torch.arange(0, shape.d_head, 2, dtype=torch.float32, device=positions_T.device)
+    angles = positions_T.float()[:, None] * shape.rope_base ** (-pairs / shape.d_head)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x_BTHK: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
+    """Turns coordinate pairs (i, i + K/2) of each head by their position's angle, in float32."""
+    a, b = x_BTHK.float().chunk(2, dim=-1)
+    cos, sin = cos_TR[:, None, :], sin_TR[:, None, :]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).type_as(x_BTHK)
+
+
+class Attention(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.q = nn.Linear(shape.d_model, shape.n_heads * shape.d_head, bias=False)
+        self.k = nn.Linear(shape.d_model, shape.kv_heads * shape.d_head, bias=False)
+        self.v = nn.Linear(shape.d_model, shape.kv_heads * shape.d_head, bias=False)
+        self.out = nn.Linear(shape.n_heads * shape.d_head, shape.d_model, bias=False)
+        if shape.qk_norm:
+            self.q_norm, self.k_norm = RMSNorm(shape.d_head), RMSNorm(shape.d_head)
+
+    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask_B1TT: Tensor | None) -> Tensor:
+        B, T, _ = x_BTD.shape
+        q_BTHK = self.q(x_BTD).view(B, T, self.shape.n_heads, -1)
+        k_BTGK = self.k(x_BTD).view(B, T, self.shape.kv_heads, -1)
+        v_BTGK = self.v(x_BTD).view(B, T, self.shape.kv_heads, -1)
+        if self.shape.qk_norm:
+            q_BTHK, k_BTGK = self.q_norm(q_BTHK), self.k_norm(k_BTGK)
+        q_BTHK, k_BTGK = rotate(q_BTHK, *rotary), rotate(k_BTGK, *rotary)
+        out_BHTK = F.scaled_dot_product_attention(
+            q_BTHK.transpose(1, 2),
+            k_BTGK.transpose(1, 2),
+            v_BTGK.transpose(1, 2),
+            attn_mask=mask_B1TT,
+            is_causal=mask_B1TT is None,
+            enable_gqa=self.shape.kv_heads != self.shape.n_heads,
+        )
+        return self.out(out_BHTK.transpose(1, 2).reshape(B, T, -1))
+
+
+class MLP(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.gate = nn.Linear(shape.d_model, shape.d_ff, bias=False) if shape.mlp == "swiglu" else None
+        self.up = nn.Linear(shape.d_model, shape.d_ff, bias=False)
+        self.down = nn.Linear(shape.d_ff, shape.d_model, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        up = self.up(x_BTD)
+        return self.down(F.gelu(up, approximate="tanh") if self.gate is None else F.silu(self.gate(x_BTD)) * up)
+
+
+class Block(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.attention_norm, self.attention = RMSNorm(shape.d_model), Attention(shape)
+        self.mlp_norm, self.mlp = RMSNorm(shape.d_model), MLP(shape)
+
+    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask_B1TT: Tensor | None) -> Tensor:
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary, mask_B1TT)
+        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
+
+
+class Transformer(nn.Module):
+    """Logits [B, T, V] of the next token; rows of the padding beyond `vocab_size` ids are -inf, so never predicted."""
+
+    def __init__(self, shape: Shape, vocab_size: int) -> None:
+        super().__init__()
+        self.shape, self.vocab_size = shape, vocab_size
+        self.embedding = nn.Embedding(shape.vocab, shape.d_model)
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.n_layers))
+        self.norm = RMSNorm(shape.d_model)
+        self.head = nn.Linear(shape.d_model, shape.vocab, bias=False)
+        if shape.tied:
+            self.head.weight = self.embedding.weight
+
+    def forward(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
+        """`documents_BT`: document number of each position; attention then stays within a document."""
+        rotary = rotary_table(self.shape, torch.arange(tokens_BT.shape[1], device=tokens_BT.device))
+        mask_B1TT = None
+        if documents_BT is not None:
+            mask_B1TT = (documents_BT[:, :, None] == documents_BT[:, None, :]).tril()[:, None]
+        x_BTD = self.embedding(tokens_BT)
+        for block in self.blocks:
+            x_BTD = block(x_BTD, rotary, mask_B1TT)
+        logits_BTV = self.head(self.norm(x_BTD))
+        if self.vocab_size < self.shape.vocab:
+            logits_BTV[..., self.vocab_size :] = -torch.inf
+        return logits_BTV
+
+
+def initialize(model: Transformer, seed: int) -> None:
+    """Draws each parameter from a generator of its own, seeded by (seed, its name): the same on every layout.
+
+    Matrices N(0, 1/fan_in), those that write to the residual stream divided by sqrt(2 n_layers); the untied head
+    N(0, 1/d_model^2), so that training starts near the uniform distribution; gains 1.
+    """
+    shape = model.shape
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1:
+            nn.init.ones_(parameter)
+            continue
+        std = 1 / math.sqrt(parameter.shape[1])
+        if name.endswith(("attention.out.weight", "mlp.down.weight")):
+            std /= math.sqrt(2 * shape.n_layers)
+        elif name == "head.weight":
+            std = 1 / shape.d_model
+        digest = hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+        with torch.no_grad():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)

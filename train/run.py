@@ -1,0 +1,136 @@
+"""Everything one point needs to train, built from its configuration and its prepared data."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning.fabric import Fabric
+from torch import nn
+
+from data.batches import Batch, Batches, sample_count
+from data.order import InOrder, SampleOrder
+from data.prepare import Prepared, default_cache, open_prepared
+from optim.plan import Plan, plan_of
+from train.model import Transformer, initialize
+from train.shape import Shape
+from train.strategies import build_fabric
+
+
+@dataclass
+class Run:
+    """One point, ready to train. `model` and `optimizer` are as the strategy wrapped them."""
+
+    config: Mapping[str, Any]
+    folder: Path
+    fabric: Fabric
+    plan: Plan
+    shape: Shape
+    prepared: Prepared
+    train_data: Batches
+    eval_data: dict[str, tuple[Batches, int]]
+    """held-out source -> (its windows in order, how many are evaluated)"""
+    micro_batch_size: int
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    loggers: list[Any]
+
+    def micro_batches(self, offset: int, batch_size: int) -> list[Batch]:
+        """This rank's micro-batches of the step that consumes `batch_size` samples from `offset` on."""
+        return list(self.train_data.micro_batches(offset, batch_size, *self._layout))
+
+    def eval_batches(self, source: str) -> Iterator[Batch]:
+        """This rank's micro-batches of a held-out source."""
+        data, samples = self.eval_data[source]
+        return data.micro_batches(0, samples, *self._layout)
+
+    @property
+    def _layout(self) -> tuple[int, int, int]:
+        return self.fabric.global_rank, self.fabric.world_size, self.micro_batch_size
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What run.json holds."""
+        sources = self.train_data.order.names
+        length = self.plan.sequence_length
+        return {
+            "run_id": self.folder.name,
+            "experiment": self.folder.parent.name,
+            "overrides": self.config["launch"]["overrides"],
+            "N": self.shape.N,
+            "N_total": self.shape.N_total,
+            "flops_per_token": self.shape.flops_per_token(length),
+            "total_tokens": self.plan.total_tokens,
+            "unique_tokens": sum(self.train_data.order.unique) * length,
+            "train_tokens": sum(self.prepared.sources[name].n_tokens for name in sources),
+            "sequence_length": length,
+            "vocab_size": self.prepared.vocab_size,
+            "unigram_loss": self.prepared.unigram_loss,
+            "data_fingerprint": self.prepared.fingerprint,
+            "heldout_fingerprint": self.prepared.heldout_fingerprint,
+            "tokenizer_fingerprint": self.prepared.tokenizer_fingerprint,
+            "seed": self.config["seed"],
+            "precision": self.config["precision"],
+            "parent": None,
+        }
+
+
+def build_run(config: Mapping[str, Any], folder: Path) -> Run:
+    """Opens the prepared data and builds plan, model and optimizer on this process's device.
+
+    ValueError where they do not fit each other, or where the data was never prepared.
+    """
+    launch = config["launch"]
+    cache = Path(launch["cache"]) if launch["cache"] else default_cache()
+    prepared = open_prepared(config["data"], config["tokenizer"], cache)
+    plan = plan_of(config)
+    length = plan.sequence_length
+    shape: Shape = instantiate(config["model"], vocab_size=config["model"].get("vocab_size") or prepared.vocab_size)
+    order = sample_order(config, prepared, length)
+
+    fabric = build_fabric(instantiate(launch["strategy"]), launch["accelerator"], config["precision"])
+    model = Transformer(shape, prepared.vocab_size)
+    initialize(model, config["seed"])
+    optimizer = instantiate(config["optimizer"]).build(model.parameters())
+    model, optimizer = fabric.setup(model, optimizer)
+    logger = instantiate(launch["logger"])
+    return Run(
+        config=config,
+        folder=folder,
+        fabric=fabric,
+        plan=plan,
+        shape=shape,
+        prepared=prepared,
+        train_data=Batches(prepared.sources, order, length, shape.document_mask),
+        eval_data={
+            name: (
+                Batches({name: tokens}, InOrder(name), length, shape.document_mask),
+                max(1, min(int(config["eval"]["tokens"]) // length // len(prepared.heldout), sample_count(tokens, length))),
+            )
+            for name, tokens in prepared.heldout.items()
+        },
+        micro_batch_size=launch["micro_batch_size"] or -(-plan.at(0).batch_size // fabric.world_size),
+        model=model,
+        optimizer=optimizer,
+        loggers=[logger.build(folder, folder.name, dict(config))] if logger and fabric.is_global_zero else [],
+    )
+
+
+def sample_order(config: Mapping[str, Any], prepared: Prepared, length: int) -> SampleOrder:
+    """The stream of training samples; `unique_tokens` are shared between the sources by weight."""
+    sizes = {name: sample_count(tokens, length) for name, tokens in prepared.sources.items()}
+    unique = None
+    if config["unique_tokens"] is not None:
+        total = sum(prepared.weights.values())
+        unique = {
+            name: int(config["unique_tokens"] * prepared.weights[name] / total) // length for name in prepared.sources
+        }
+        for name, samples in unique.items():
+            if not 1 <= samples <= sizes[name]:
+                raise ValueError(
+                    f"unique_tokens={config['unique_tokens']} asks for {samples} sequences of source {name!r}, "
+                    f"which has {sizes[name]} of {length} tokens: use at most {sizes[name] * length} tokens of it."
+                )
+    return SampleOrder(sizes, prepared.weights, config["seed"], unique)

@@ -1,0 +1,111 @@
+"""The shape of a decoder-only transformer: parameters and FLOPs, exact and without torch.
+
+    Shape(d_model=768, n_layers=12, n_heads=12, d_ff=3072, vocab_size=1024)
+        .N, .N_total                       parameters without / with embedding and output head
+        .flops_per_token(sequence_length)  training FLOPs per token, forward and backward
+
+FLOPs count matrix products only (2 per multiply-add). Causal attention counts the S(S+1)/2 visible pairs, whatever
+the mask or the kernel. The backward pass costs twice the forward pass; recomputation is not counted.
+"""
+
+from dataclasses import dataclass
+
+VOCAB_MULTIPLE = 128  # the model's vocabulary is padded to a multiple of this, for the matrix units
+
+
+def pad_vocab(vocab_size: int) -> int:
+    """The smallest multiple of 128 that holds `vocab_size` token ids."""
+    return -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes and options of `train.model.Transformer`. Raises ValueError on a shape that cannot be built."""
+
+    d_model: int
+    """width of the residual stream"""
+    n_layers: int
+    """transformer blocks"""
+    n_heads: int
+    """query heads"""
+    d_ff: int
+    """hidden width of the MLP"""
+    n_kv_heads: int | None = None
+    """key/value heads (grouped queries); null: as many as query heads"""
+    head_dim: int | None = None
+    """size of one head; null: d_model / n_heads"""
+    mlp: str = "swiglu"
+    """swiglu (three matrices) or gelu (two)"""
+    qk_norm: bool = False
+    """RMSNorm on queries and keys, per head"""
+    tied: bool = False
+    """one matrix for embedding and output head"""
+    document_mask: bool = False
+    """attention stays within a document"""
+    rope_base: float = 10_000.0
+    """base of the rotary frequencies"""
+    vocab_size: int | None = None
+    """token ids the model has rows for, padded to a multiple of 128; null: the tokenizer's"""
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "n_layers", "n_heads", "d_ff"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1.")
+        if self.n_kv_heads is None:
+            object.__setattr__(self, "n_kv_heads", self.n_heads)
+        if self.head_dim is None:
+            if self.d_model % self.n_heads:
+                raise ValueError(
+                    f"model.n_heads={self.n_heads} does not divide model.d_model={self.d_model}: "
+                    "change one of them or give model.head_dim."
+                )
+            object.__setattr__(self, "head_dim", self.d_model // self.n_heads)
+        if self.n_heads % self.kv_heads:
+            raise ValueError(
+                f"model.n_kv_heads={self.n_kv_heads} does not divide model.n_heads={self.n_heads}: "
+                "each key/value head serves the same number of query heads."
+            )
+        if self.d_head % 2:
+            raise ValueError(f"model.head_dim={self.head_dim} is odd: rotary embedding turns pairs, use an even size.")
+        if self.mlp not in ("swiglu", "gelu"):
+            raise ValueError(f"model.mlp={self.mlp!r} is unknown: use swiglu or gelu.")
+
+    @property
+    def kv_heads(self) -> int:
+        assert self.n_kv_heads is not None
+        return self.n_kv_heads
+
+    @property
+    def d_head(self) -> int:
+        assert self.head_dim is not None
+        return self.head_dim
+
+    @property
+    def vocab(self) -> int:
+        """Rows of embedding and head, padding included."""
+        if self.vocab_size is None:
+            raise ValueError("model.vocab_size is not set: give it, or let the tokenizer decide.")
+        return pad_vocab(self.vocab_size)
+
+    @property
+    def _matrices_per_layer(self) -> int:
+        attention = self.d_model * self.d_head * (2 * self.n_heads + 2 * self.kv_heads)
+        return attention + self.d_model * self.d_ff * (3 if self.mlp == "swiglu" else 2)
+
+    @property
+    def N(self) -> int:
+        """Parameters without embedding and output head (norm gains included)."""
+        norms = 2 * self.d_model + (2 * self.d_head if self.qk_norm else 0)
+        return self.n_layers * (self._matrices_per_layer + norms) + self.d_model
+
+    @property
+    def N_total(self) -> int:
+        """All parameters, padded vocabulary included."""
+        return self.N + self.vocab * self.d_model * (1 if self.tied else 2)
+
+    def flops_per_token(self, sequence_length: int) -> float:
+        """Training FLOPs per token at `sequence_length` (3 x forward); a float: S(S+1)/2 pairs over S tokens."""
+        pairs_per_token = (sequence_length + 1) / 2
+        attention = 4 * pairs_per_token * self.n_heads * self.d_head  # scores and weighted values
+        matrices = 2 * (self.n_layers * self._matrices_per_layer + self.vocab * self.d_model)
+        return 3 * (matrices + self.n_layers * attention)
