@@ -284,8 +284,6 @@ def _prepare_source(
             return
         if problem:
             _say(f"{name}: {problem}")
-        for stray in folder.glob("*.tmp"):
-            stray.unlink()
         writer = ChunkWriter(folder, vocabulary, dtype)
         chunks = chunks_of(request.sources[name], request.heldout, vocabulary.fingerprint)
         with _naming(name), _progress(name) as advance:
@@ -293,7 +291,8 @@ def _prepare_source(
         manifest = header | totals(name, finished, counts, request.heldout)
         old = _files_of(folder)
         write_file(folder / MANIFEST, canonical_json(manifest, indent=1))
-        # Readers of the last manifest may still open its shards, so those stay for one more generation.
+        # Readers of the last manifest may still open its shards, so those stay for one more generation;
+        # older ones go, and so does what a killed process left half written.
         keep = old | _files_of(folder) | {MANIFEST} | {writer.record(chunk).name for chunk in finished}
         for stray in folder.iterdir():
             if stray.name not in keep:
@@ -333,7 +332,7 @@ def _resolved(key: str, config: Mapping[str, Any]) -> dict[str, Any]:
         node = config if OmegaConf.is_config(config) else OmegaConf.create(dict(config))
         plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise ValueError(f"{key}: {str(error).splitlines()[0]}. Give it a value") from error
+        raise ValueError(f"{key}.{error.full_key}: {str(error).splitlines()[0]}. Give it a value") from error
     assert isinstance(plain, dict)
     return {str(name): value for name, value in plain.items()}
 

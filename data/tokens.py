@@ -89,7 +89,8 @@ class Tokens:
     def _check(self, starts: np.ndarray, length: int) -> None:
         if len(starts) and (starts.min() < 0 or length < 0 or starts.max() + length > self.n_tokens):
             raise IndexError(
-                f"tokens {starts.min()}..{starts.max() + length} of {self.folder} ({self.split}): there are {self.n_tokens}"
+                f"tokens {starts.min()}..{starts.max() + length} of the {self.split} split in {self.folder}, "
+                f"which has {self.n_tokens}"
             )
 
     def _map_tokens(self, shard: int) -> np.ndarray:

@@ -114,9 +114,9 @@ def allocate(fit: Fit, budgets: Any, family: Family | None, level: float = 0.9) 
 def _optimum(
     fit: Fit, p: Mapping[str, Any], budgets: np.ndarray, family: Family | None, span: tuple[float, float]
 ) -> dict[str, np.ndarray]:
-    """N, D, loss, tokens_per_parameter, each (replicates, budgets), for parameters that are floats or (replicates, 1)."""
+    """N, D, loss and tokens_per_parameter (replicates, budgets); parameters are floats or (replicates, 1)."""
     closed = getattr(fit.law, "compute_optimal", None)
-    positive = all(np.all(np.asarray(value) > 0) for value in p.values())  # where a bound holds, the form divides by 0
+    positive = all(np.all(np.asarray(value) > 0) for value in p.values())  # at a bound it divides by 0
     if family is None and closed is not None and positive:
         size, tokens = closed(p, budgets[None])
     else:

@@ -40,7 +40,7 @@ class Huber:
 
     def __post_init__(self) -> None:
         if not self.width > 0:
-            raise ValueError(f"huber={self.width} must be positive: the log residual where squares become absolute values.")
+            raise ValueError(f"huber={self.width} must be positive: a width in log residuals, as 1e-3.")
 
     def __call__(self, r: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         slope = np.clip(r, -self.width, self.width)
@@ -69,6 +69,17 @@ class Holdout:
     def typical(self) -> float:
         """The root mean square error."""
         return float(np.sqrt((self.table["error"] ** 2).mean()))
+
+    def to_json(self) -> dict[str, Any]:
+        """The test as plain numbers."""
+        return {
+            "by": self.by,
+            "fitted_up_to": self.above,
+            "rows": len(self.table),
+            "rms_error": self.typical,
+            "worst_error": self.worst,
+            "params": self.fit.params,
+        }
 
 
 @dataclass(frozen=True)
@@ -132,6 +143,10 @@ class Fit:
 
         Rows of one `run_id` are drawn together, because checkpoints of one run are not independent.
         """
+        if n < 2:
+            raise ValueError(
+                f"bootstrap={n} must be at least 2; 1000 gives 90 % intervals that hardly change with the seed."
+            )
         groups, member = np.unique(self.rows.table["group"].to_numpy(), return_inverse=True)
         first = np.full(len(groups), len(member))
         np.minimum.at(first, member, np.arange(len(member)))
@@ -199,9 +214,7 @@ class Fit:
         columns, _ = _centred(self.law, self.rows.table, self.scale)
         prediction = jets.log(self.law.predict(self.law.natural(jets.variables(self.free[None])), columns))
         shape = (1, len(self.rows.table))
-        return np.stack(
-            [np.broadcast_to(prediction.grad.get(i, 0.0), shape)[0] for i in range(len(self.free))], axis=1
-        )
+        return np.stack([np.broadcast_to(prediction.grad.get(i, 0.0), shape)[0] for i in range(len(self.free))], axis=1)
 
     def to_json(self, level: float = 0.9) -> dict[str, Any]:
         """Everything of the fit that is worth keeping, as plain numbers and words."""
@@ -284,11 +297,13 @@ def _minimise(
     columns, target = _centred(law, table, scale)
     count = len(law.parameters)
 
-    def objective(theta: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def objective(theta: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         with np.errstate(all="ignore"):  # a trial step may overflow; its objective is then not finite, and refused
             residual = jets.log(law.predict(law.natural(jets.variables(theta)), columns)) - target
             value, slope, curvature = loss(residual.value)
             weight = weights if len(weights) == 1 else weights[which]
+            # slope / r: the curvature of the parabola that touches the loss at r and at -r from above
+            above = weight * np.where(residual.value == 0, curvature, slope / residual.value)
             slope, curvature = weight * slope, weight * curvature
             first = np.zeros((len(theta), count, len(target)))
             for i, entry in residual.grad.items():
@@ -300,10 +315,11 @@ def _minimise(
                 hessian[:, i, j] += term
                 if i != j:
                     hessian[:, j, i] += term
+            metric = (first * above[:, None]) @ first.transpose(0, 2, 1)
             total = (weight * value).sum(axis=1)
         wrong = ~(np.isfinite(total) & np.isfinite(gradient).all(1) & np.isfinite(hessian).all((1, 2)))
-        total[wrong], gradient[wrong], hessian[wrong] = np.inf, 0.0, 0.0
-        return total, gradient, hessian
+        total[wrong], gradient[wrong], hessian[wrong], metric[wrong] = np.inf, 0.0, 0.0, 0.0
+        return total, gradient, hessian, metric
 
     return newton.minimise(objective, points, *law.box(), floor=len(target) * _ROUNDING)
 

@@ -24,6 +24,12 @@ _FLAT = 1e-4  # singular value relative to the largest, for columns of unit leng
 def unidentified(fit: Fit) -> dict[str, str]:
     """One sentence for each parameter that the data do not pin down."""
     words = {name: f"{name} ended at a bound of its range: the data do not determine it." for name in fit.at_bound}
+    flat = flat_direction(fit)
+    together = f"{' and '.join(flat)} can move together and hardly change any prediction at these runs."
+    # Bootstrap refits start from the optimum and do not wander along such a direction: their intervals hide it.
+    words |= {
+        name: f"{name} is not identified, whatever its interval: {together}" for name in flat if name not in words
+    }
     if fit.free_replicates is None:
         return words
     intervals = fit.intervals(0.9)
@@ -34,7 +40,7 @@ def unidentified(fit: Fit) -> dict[str, str]:
         if name in words:
             continue
         if share > 0.05:
-            words[name] = f"{name} is not identified: {share:.0%} of the bootstrap refits put it at a bound of its range."
+            words[name] = f"{name} is not identified: {share:.0%} of the bootstrap refits end at its bound."
         elif parameter.transform == "log" and high > WIDE_FACTOR * low:
             words[name] = f"{name} is known only within a factor of {high / low:.2g} ({low:.4g} to {high:.4g})."
         elif parameter.transform == "identity" and high - low > WIDE_EXPONENT * abs(fit.params[name]):
@@ -49,10 +55,10 @@ def at_bound(law: Law, free: np.ndarray) -> np.ndarray:
 
 
 def doubts(fit: Fit) -> list[str]:
-    """Sentences on the optimum itself: convergence, agreement of the starts, other minima, flat directions."""
+    """Sentences on the optimum itself: convergence, agreement of the starts, other minima, few rows."""
     said = []
     if not fit.converged:
-        said.append(f"The minimisation did not converge (relative gradient {fit.gradient_norm:.1e}): treat it as a start.")
+        said.append(f"The minimisation did not converge (relative gradient {fit.gradient_norm:.1e}).")
     if fit.agreement < 0.5:
         said.append(f"Only {fit.agreement:.0%} of {fit.starts} starts reached the best objective: use more starts.")
     close = [m for m in fit.minima[1:] if m["objective"] < 1.1 * fit.objective]
@@ -60,24 +66,21 @@ def doubts(fit: Fit) -> list[str]:
         said.append(f"{len(close)} other minima come within 10 % of the best objective: the law is not unique here.")
     rows, parameters = len(fit.rows.table), len(fit.law.names)
     if rows < 2 * parameters:
-        said.append(f"{rows} rows for {parameters} parameters: residuals are small by construction; look at the held-out error.")
-    flat = flat_direction(fit)
-    if flat:
-        said.append(f"The data leave one direction open: {flat} can move together and hardly change any prediction.")
+        said.append(f"{rows} rows for {parameters} parameters: small residuals prove little here.")
     return said
 
 
-def flat_direction(fit: Fit) -> str | None:
-    """The parameters that trade against each other without changing the predictions, or None."""
+def flat_direction(fit: Fit) -> list[str]:
+    """The parameters that trade against each other without changing the predictions; empty where there are none."""
     jacobian = fit.jacobian()
     length = np.linalg.norm(jacobian, axis=0)
     if not (length > 0).all():
-        return ", ".join(name for name, size in zip(fit.law.names, length, strict=True) if not size > 0)
+        return [name for name, size in zip(fit.law.names, length, strict=True) if not size > 0]
     _, values, vectors = np.linalg.svd(jacobian / length)
     if len(values) == len(length) and values[-1] > _FLAT * values[0]:
-        return None
+        return []
     weight = np.abs(vectors[-1])
-    return ", ".join(name for name, w in zip(fit.law.names, weight, strict=True) if w > 0.2 * weight.max())
+    return [name for name, w in zip(fit.law.names, weight, strict=True) if w > 0.2 * weight.max()]
 
 
 def condition_number(fit: Fit) -> float:

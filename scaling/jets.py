@@ -13,6 +13,8 @@ Values are NumPy arrays that broadcast, usually (problems, 1) for what depends o
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 Value = np.ndarray | float
@@ -21,7 +23,7 @@ Value = np.ndarray | float
 class Jet:
     """A value with `grad[i]` = d/dx_i and `hess[i, j]` = d2/dx_i dx_j (i <= j); absent entries are zero."""
 
-    __slots__ = ("value", "grad", "hess")
+    __slots__ = ("grad", "hess", "value")
     __array_ufunc__ = None  # so that ndarray * Jet comes to Jet.__rmul__, not elementwise to NumPy
 
     def __init__(self, value: Value, grad: dict[int, Value], hess: dict[tuple[int, int], Value]):
@@ -76,7 +78,7 @@ def variables(theta: np.ndarray) -> list[Jet]:
     return [Jet(theta[:, [i]], {i: 1.0}, {}) for i in range(theta.shape[1])]
 
 
-def exp(x: Jet | Value) -> Jet | Value:
+def exp(x: Any) -> Any:
     """e^x."""
     if not isinstance(x, Jet):
         return np.exp(x)
@@ -84,7 +86,7 @@ def exp(x: Jet | Value) -> Jet | Value:
     return _chain(x, value, value, value)
 
 
-def log(x: Jet | Value) -> Jet | Value:
+def log(x: Any) -> Any:
     """The natural logarithm."""
     if not isinstance(x, Jet):
         return np.log(x)
@@ -92,7 +94,7 @@ def log(x: Jet | Value) -> Jet | Value:
     return _chain(x, np.log(x.value), inverse, -inverse * inverse)
 
 
-def expm1(x: Jet | Value) -> Jet | Value:
+def expm1(x: Any) -> Any:
     """e^x - 1, accurate near zero."""
     if not isinstance(x, Jet):
         return np.expm1(x)
@@ -100,7 +102,7 @@ def expm1(x: Jet | Value) -> Jet | Value:
     return _chain(x, np.expm1(x.value), value, value)
 
 
-def log1p(x: Jet | Value) -> Jet | Value:
+def log1p(x: Any) -> Any:
     """log(1 + x), accurate near zero."""
     if not isinstance(x, Jet):
         return np.log1p(x)
@@ -129,5 +131,3 @@ def _sum(left: dict, right: dict) -> dict:
     for key, entry in right.items():
         total[key] = total[key] + entry if key in total else entry
     return total
-
-

@@ -53,7 +53,7 @@ def prepare(law: Law, table: pd.DataFrame, columns: Mapping[str, str] | None = N
     table, excluded = _completed(table)
     _one_kind(table, names["loss"])
     used = pd.DataFrame({ours: _numbers(table, ours, theirs) for ours, theirs in names.items()}, index=table.index)
-    convention = _convention(table, names)
+    convention = _convention(table, used, names)
     if "C" not in used and {"N", "D"} <= set(used):
         used["C"] = 6.0 * used["N"] * used["D"]
     used["group"] = table["run_id"].astype(str) if "run_id" in table else np.arange(len(table)).astype(str)
@@ -117,16 +117,14 @@ def _numbers(table: pd.DataFrame, ours: str, theirs: str) -> pd.Series:
     return values
 
 
-def _convention(table: pd.DataFrame, names: Mapping[str, str]) -> dict[str, str]:
+def _convention(table: pd.DataFrame, used: pd.DataFrame, names: Mapping[str, str]) -> dict[str, str]:
     records = "flops_per_token" in table and "N_total" in table
     size = "parameters without embedding and output head" if records else f"as counted by column {names.get('N', 'N')}"
     if "C" not in names:
         flops = "6 N D"
     elif records:
         flops = "exact FLOPs of the model's shape"
-    elif {"N", "D"} <= set(names) and np.allclose(
-        table[names["C"]].astype(float), 6.0 * table[names["N"]].astype(float) * table[names["D"]].astype(float), rtol=1e-3
-    ):
+    elif {"N", "D"} <= set(used) and np.allclose(used["C"], 6.0 * used["N"] * used["D"], rtol=1e-3):
         flops = "6 N D"
     else:
         flops = f"as counted by column {names['C']}"
@@ -147,7 +145,7 @@ def _enough(law: Law, used: pd.DataFrame, excluded: Mapping[str, int]) -> None:
         if used[column].max() <= used[column].min() * (1 + 1e-9):
             raise ValueError(
                 f"Column {column} is {used[column].iloc[0]:g} in all {len(used)} rows: {' and '.join(parameter_names)} "
-                f"of {law.name} cannot be told apart from the rest. Add runs at another {column}, or fit a law without it."
+                f"of {law.name} cannot be told from the rest. Add runs at another {column}, or fit a law without it."
             )
 
 
@@ -162,12 +160,12 @@ def _notes(law: Law, table: pd.DataFrame, used: pd.DataFrame) -> list[str]:
     notes = []
     copies = int(used.duplicated([c for c in used if c != "group" or "run_id" in table]).sum())
     if copies:
-        notes.append(f"{copies} rows are exact copies of others and count twice; remove them unless they are runs of their own.")
+        notes.append(f"{copies} rows are exact copies of others: they count twice unless you remove them.")
     if "stop_reason" in table:
         early = table["stop_reason"].fillna("budget").ne("budget")
         if early.any():
             reasons = ", ".join(sorted(table["stop_reason"][early].unique()))
-            notes.append(f"{int(early.sum())} runs stopped before their budget ({reasons}): their learning rate had not come down.")
+            notes.append(f"{int(early.sum())} runs stopped early ({reasons}): their learning rate had not come down.")
     unique = next((table[c] for c in _UNIQUE_TOKENS if c in table and table[c].notna().any()), None)
     if unique is not None and "D" in used:
         repeated = used["D"] > pd.to_numeric(unique, errors="coerce").fillna(np.inf).astype(float)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from scaling.laws.law import Law, Parameter
@@ -22,7 +23,7 @@ class Chinchilla(Law):
     name = "Chinchilla"
     formula = "L(N, D) = E + A / N^alpha + B / D^beta"
     source = "Hoffmann et al. 2022, arXiv:2203.15556, equation 2"
-    columns = {"N": ("A", "alpha"), "D": ("B", "beta")}
+    columns = MappingProxyType({"N": ("A", "alpha"), "D": ("B", "beta")})
     parameters = (
         Parameter("E", "log", (1e-6, 1e2), (1e-2, 1.0), "loss of an infinite model on infinite data"),
         Parameter("A", meaning="size of the term in model size", **_COEFFICIENT),  # type: ignore[arg-type]
@@ -34,6 +35,10 @@ class Chinchilla(Law):
     def predict(self, p: Mapping[str, Any], columns: Mapping[str, Any]) -> Any:
         """The loss at `columns` N (parameters) and D (tokens)."""
         return p["E"] + p["A"] * columns["N"] ** -p["alpha"] + p["B"] * columns["D"] ** -p["beta"]
+
+    def written(self, p: Mapping[str, float]) -> str:
+        """The formula with its numbers."""
+        return f"L = {p['E']:.4g} + {p['A']:.4g} / N^{p['alpha']:.3g} + {p['B']:.4g} / D^{p['beta']:.3g}"
 
     def rescale(self, p: Mapping[str, Any], scale: Mapping[str, float]) -> dict[str, Any]:
         """Raw parameters from those fitted to N / scale["N"], D / scale["D"] and loss / scale["loss"]."""

@@ -53,6 +53,10 @@ class Law:
         """The formula. `p`: floats, arrays (problems, 1) or jets by name; `columns`: arrays (rows,)."""
         raise NotImplementedError
 
+    def written(self, p: Mapping[str, float]) -> str:
+        """The law with its numbers, in plain text."""
+        return f"{self.formula} with " + ", ".join(f"{name} = {p[name]:.4g}" for name in self.names)
+
     def rescale(self, p: Mapping[str, Any], scale: Mapping[str, float]) -> dict[str, Any]:
         """The parameters in raw units, from those in units of `scale`, a number for each column and for "loss":
 

@@ -1,0 +1,146 @@
+"""The report of a folder of runs: what was run, what law it follows, and what to train next.
+
+    <runs>/**/run.json, metrics.jsonl --load--> tables --sections--> <runs>/report/index.html
+                                                                     <runs>/report/figures/*.svg, .pdf, .png
+                                                                     <runs>/report/fit.json
+
+The runs and their curves are always shown. Which analyses follow is a list of names in <runs>/sweep.json, key
+"report"; each name is a function in `SECTIONS`. An analysis that the runs do not allow says why and the rest stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from data.records import load_curves, load_runs, read_json, write_atomic, write_json
+from scaling import figures
+from scaling.report_chinchilla import Settings, chinchilla
+from scaling.report_page import Cell, Figure, Section, escape, figure, page, paragraph, section, table
+from scaling.wording import RUN_COLUMNS, cell, choices
+
+_DEFAULT_SECTIONS = ("chinchilla",)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where the page was written, and the law in one line (empty when none was fitted)."""
+
+    path: Path
+    line: str
+
+
+def write_report(
+    runs: Path,
+    sections: Sequence[str] | None = None,
+    settings: Settings | None = None,
+    out: Path | None = None,
+    command: str | None = None,
+) -> Report:
+    """Writes the report of the runs below `runs` to `out` (default: `runs`/report).
+
+    `sections` None takes the list in sweep.json, or ["chinchilla"]; `command` is noted in fit.json.
+    ValueError for an unknown section or no runs.
+    """
+    out = out or runs / "report"
+    names = list(sections if sections is not None else read_json(runs / "sweep.json").get("report", _DEFAULT_SECTIONS))
+    unknown = [name for name in names if name not in SECTIONS]
+    if unknown:
+        raise ValueError(f"sections={names}: no section {unknown[0]!r}; there are {', '.join(SECTIONS)}.")
+    table_of_runs = load_runs(runs)
+    done = [SECTIONS[name](table_of_runs, settings or Settings()) for name in names]
+    opening = [_runs_section(table_of_runs), _curves_section(runs, table_of_runs)]
+    parts = [*opening, *done]
+    for drawn in (drawn for part in parts for drawn in part.figures):
+        figures.save(drawn.spec, out / "figures", drawn.name)
+    text = page(
+        title=f"Runs in {runs.resolve().name}",
+        subtitle=_subtitle(table_of_runs),
+        answers=[answer for part in [*done, *opening] for answer in part.answers],
+        body=[block for part in [*opening, *done] for block in part.blocks],
+        foot="N counts parameters without embedding and output head; loss is in nats per token; C is exact training "
+        "FLOPs of the model's shape unless said otherwise. Written by Fulcrum from the records beside this page.",
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / "index.html", text)
+    for part in done:
+        if part.numbers is not None:
+            write_json(out / "fit.json", part.numbers | {"command": command})
+    return Report(out / "index.html", "\n".join(part.line for part in done if part.line))
+
+
+# ---------------------------------------------------------------------------------------------------- runs
+
+
+def _subtitle(runs: pd.DataFrame) -> str:
+    counts = runs["status"].value_counts()
+    listed = ", ".join(f"{count} {status}" for status, count in counts.items())
+    flops = pd.to_numeric(runs.get("C"), errors="coerce").sum()
+    return f"{len(runs)} runs ({escape(listed)}), {flops:.2g} training FLOPs in all".replace("e+", "e")
+
+
+def _runs_section(runs: pd.DataFrame) -> Section:
+    runs = runs.assign(tokens_per_parameter=pd.to_numeric(runs["D"]) / runs["N"]).sort_values(["N", "D"])
+    shown = [name for name in RUN_COLUMNS if name in runs and runs[name].notna().any()]
+    varying = choices(runs)
+    rows = []
+    for _, run in runs.iterrows():
+        cells = [Cell(str(run["run_id"])), Cell(str(run["status"]))]
+        cells += [Cell(*cell(run[name], RUN_COLUMNS[name][1])) for name in shown]
+        cells += [Cell(*cell(run[name])) for name in varying]
+        rows.append(cells)
+    header = ["run", "status", *(RUN_COLUMNS[name][0] for name in shown), *varying]
+    text = "Click a heading to sort. Configuration columns are shown where the runs differ in them."
+    bad = runs["status"].value_counts().drop("completed", errors="ignore")
+    answers = []
+    if len(bad):
+        listed = ", ".join(f"{count} {escape(str(status))}" for status, count in bad.items())
+        answers.append(f"{bad.sum()} of {len(runs)} runs did not complete ({listed}) and enter no fit.")
+    return Section(
+        [*_learned(runs), *answers], [section("The runs", paragraph(text), table(header, rows, sortable=True))]
+    )
+
+
+def _unigram(runs: pd.DataFrame) -> float | None:
+    """The entropy of single held-out tokens in nats, where all runs share it."""
+    if "unigram_loss" not in runs:
+        return None
+    known = pd.to_numeric(runs["unigram_loss"], errors="coerce").dropna()
+    return float(known.iloc[0]) if len(known) and np.isclose(known.min(), known.max()) else None
+
+
+def _learned(runs: pd.DataFrame) -> list[str]:
+    """Whether every model knows more than how often each token occurs."""
+    unigram = _unigram(runs)
+    completed = runs[runs["status"] == "completed"]
+    if unigram is None or "eval_loss" not in completed or completed["eval_loss"].isna().all():
+        return []
+    losses = completed["eval_loss"].astype(float)
+    worst = f"the worst held-out loss is {losses.max():.3f} nats against a unigram entropy of {unigram:.3f}"
+    idle = int((losses >= unigram).sum())
+    if idle:
+        return [f"{idle} of {len(losses)} models learned no more than token frequencies: {worst}; they bend any law."]
+    return [f"Every model learned: {worst}."]
+
+
+def _curves_section(path: Path, runs: pd.DataFrame) -> Section:
+    title = "Loss curves"
+    try:
+        logged = load_curves(path)
+    except ValueError as error:
+        return Section([], [section(title, paragraph(f"No curves: {escape(str(error))}"))])
+    drawn = Figure(
+        "curves",
+        figures.curves(runs, logged, _unigram(runs)),
+        "Loss against training tokens and against training FLOPs, coloured by N. Lines: training loss, averaged within "
+        "narrow bins of log tokens. Points: loss on the fixed held-out set, as measured. "
+        "The first steps, below 2 % of the smallest run, are not drawn.",
+    )
+    return Section([], [section(title, figure(drawn))], [drawn])
+
+
+SECTIONS: dict[str, Callable[[pd.DataFrame, Settings], Section]] = {"chinchilla": chinchilla}

@@ -1,0 +1,194 @@
+"""The Chinchilla part of a report: the law, what it leaves open, the best sizes, and a held-out test."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from scaling import figures
+from scaling.allocate import Allocation, allocate, family
+from scaling.fit import Fit, Holdout, Huber, fit
+from scaling.laws import Chinchilla
+from scaling.report_page import Cell, Figure, Section, escape, figure, listing, math, paragraph, section, table
+from scaling.wording import between, flops, short, thousandth, three
+
+_BEYOND = 10.0  # budgets are shown up to this many times the largest that was run
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the laws of a report are fitted: see the options of `fulcrum fit`."""
+
+    huber: float = 1e-3
+    starts: int = 256
+    bootstrap: int = 1000
+    seed: int = 0
+    holdout: float = 0.2
+
+
+def chinchilla(runs: pd.DataFrame, settings: Settings) -> Section:
+    """The Chinchilla law of the runs: how well it holds, what it leaves open, the best sizes, a held-out test."""
+    try:
+        fitted = fit(Chinchilla(), runs, loss=Huber(settings.huber), starts=settings.starts, seed=settings.seed)
+    except ValueError as error:
+        return Section([f"No Chinchilla law was fitted: {escape(str(error))}"], [])
+    fitted = fitted.bootstrap(settings.bootstrap, seed=settings.seed)
+    try:
+        held_out: Holdout | str = fitted.holdout(share=settings.holdout)
+    except ValueError as error:
+        held_out = str(error)
+    ran = fitted.rows.table
+    along = family(runs[runs["status"] == "completed"])
+    budgets = np.geomspace(ran["C"].min(), _BEYOND * ran["C"].max(), 48)
+    best, six = allocate(fitted, budgets, along), allocate(fitted, budgets, None)
+    few = np.append(np.geomspace(ran["C"].min(), ran["C"].max(), 4), [_BEYOND**0.5 * ran["C"].max(), budgets[-1]])
+    listed, listed_six = allocate(fitted, few, along), allocate(fitted, few, None)
+    drawn = [
+        Figure(
+            "law", figures.law(fitted), "The law (lines, with 90 % intervals of the law itself) and the runs (points)."
+        ),
+        Figure(
+            "residuals",
+            figures.residuals(fitted),
+            "Left: measured against predicted loss. Right: the error of the law at every size. Grey: within 2 %.",
+        ),
+        Figure(
+            "allocation",
+            figures.allocation(best, six if along else None, ran),
+            f"Best size, best token count and loss for every budget: {best.convention}, with 90 % intervals. "
+            "Dashed: the answer under C = 6 N D, which leaves out embeddings, output head and attention. Grey: the "
+            "runs, and the range of their budgets.",
+        ),
+    ]
+    numbers = fitted.to_json() | {
+        "allocation": {"convention": listed.convention, "rows": listed.table.to_dict("records")},
+        "holdout": held_out if isinstance(held_out, str) else held_out.to_json(),
+    }
+    blocks = [
+        section("Measured and predicted loss", figure(drawn[1])),
+        section("The law", *_law_blocks(fitted), figure(drawn[0])),
+        section("Best sizes", *_allocation_blocks(listed, listed_six if along else None), figure(drawn[2])),
+        section("The largest runs, held out", *_holdout_blocks(held_out)),
+    ]
+    return Section(_answers(fitted, held_out, listed), blocks, drawn, numbers, law_line(fitted))
+
+
+def law_line(fitted: Fit) -> str:
+    """The law with its numbers and the intervals of its parameters, in one line of plain text."""
+    intervals = ", ".join(f"{name} {between(low, high, three)}" for name, (low, high) in fitted.intervals().items())
+    return f"{fitted.law.written(fitted.params)}  (90 % intervals: {intervals})"
+
+
+def _answers(fitted: Fit, held_out: Holdout | str, listed: Allocation) -> list[str]:
+    ran, law = fitted.rows.table, math(fitted.law.written(fitted.params))
+    intervals = fitted.intervals()
+    exponents = ", ".join(f"{n} {between(*intervals[n], three)}" for n in ("E", "alpha", "beta"))
+    answers = [
+        f"{len(ran)} runs of {between(ran['N'].min(), ran['N'].max(), short)} parameters on "
+        f"{between(ran['D'].min(), ran['D'].max(), short)} tokens follow <b>{law}</b> "
+        f"(90 % intervals: {math(exponents)}); the law misses its own runs by {fitted.residual_rms:.2%} (rms) and "
+        f"{fitted.residual_max:.2%} at worst."
+    ]
+    if fitted.unidentified:
+        names = math(", ".join(fitted.unidentified))
+        answers.append(f"These runs do not pin down {names}: see the law below for how far each may lie.")
+    rows = listed.table
+    inside, beyond = rows.iloc[-3], rows.iloc[-1]
+    for row, words in (
+        (inside, "the largest budget that was run"),
+        (beyond, f"{_BEYOND:g} times that, an extrapolation"),
+    ):
+        answers.append(
+            f"For {flops(row['C'])} FLOPs ({words}) the best model has <b>{short(row['N'])}</b> parameters "
+            f"({between(row['N_low'], row['N_high'], short)}) and sees <b>{short(row['D'])}</b> tokens "
+            f"({between(row['D_low'], row['D_high'], short)}), for a loss of {row['loss']:.3f} "
+            f"({row['loss_low']:.3f} to {row['loss_high']:.3f})."
+        )
+    if isinstance(held_out, str):
+        answers.append(f"No run could be held out to test the law: {escape(held_out)}")
+    else:
+        answers.append(
+            f"Fitted without its {len(held_out.table)} largest runs, the law predicts them with an error of "
+            f"{held_out.typical:.2%} (rms), {held_out.worst:.2%} at worst."
+        )
+    return answers
+
+
+def _law_blocks(fitted: Fit) -> list[str]:
+    intervals, doubts = fitted.intervals(), fitted.unidentified
+    rows = [
+        [
+            Cell(p.name),
+            Cell(f"{fitted.params[p.name]:.4g}", fitted.params[p.name]),
+            Cell(between(*intervals[p.name], three), intervals[p.name][0]),
+            Cell(p.meaning),
+            Cell("not pinned down" if p.name in doubts else ""),
+        ]
+        for p in fitted.law.parameters
+    ]
+    only = "the only minimum found" if len(fitted.minima) == 1 else f"the best of {len(fitted.minima)} minima found"
+    agreement = (
+        f"{fitted.agreement:.0%} of {fitted.starts} random starts end at the same optimum, {only}. Objective "
+        f"{fitted.objective:.4g}: the sum over {len(fitted.rows.table)} runs of {fitted.loss!r} on log residuals. "
+        "Intervals are percentiles of bootstrap refits over runs; they hold the noise of "
+        "these runs, not the error of the law's form. Source: " + fitted.law.source + "."
+    )
+    said = fitted.warnings
+    return [
+        f'<p class="equation">{math(fitted.law.written(fitted.params))}</p>',
+        table(["parameter", "value", "90 % interval", "meaning", ""], rows),
+        paragraph(escape(agreement)),
+        *([paragraph("What to know before trusting it:"), listing(said)] if said else []),
+    ]
+
+
+def _allocation_blocks(exact: Allocation, six: Allocation | None) -> list[str]:
+    header = ["FLOPs C", "best N", "90 %", "best D", "90 %", "D / N", "loss", "90 %"]
+    header += ["N by 6ND", "D by 6ND"] if six else []
+    rows = []
+    for k, row in exact.table.iterrows():
+        cells = [Cell(flops(row["C"]), row["C"])]
+        for name, shown in (("N", short), ("D", short)):
+            cells += [
+                Cell(shown(row[name]), row[name]),
+                Cell(between(row[f"{name}_low"], row[f"{name}_high"], shown), row[f"{name}_low"]),
+            ]
+        cells.append(Cell(three(row["tokens_per_parameter"]), row["tokens_per_parameter"]))
+        cells += [
+            Cell(f"{row['loss']:.3f}", row["loss"]),
+            Cell(between(row["loss_low"], row["loss_high"], thousandth), row["loss_low"]),
+        ]
+        if six:
+            cells += [Cell(short(six.table.loc[k, c]), six.table.loc[k, c]) for c in ("N", "D")]
+        rows.append(cells)
+    beyond = exact.table["extrapolated"]
+    notes = list(exact.notes)
+    if beyond.any():
+        notes.append(
+            f"The best sizes at {int(beyond.sum())} of these {len(beyond)} budgets lie outside the sizes that were run."
+        )
+    return [paragraph(f"Budgets are {escape(exact.convention)}."), listing(notes), table(header, rows)]
+
+
+def _holdout_blocks(held_out: Holdout | str) -> list[str]:
+    if isinstance(held_out, str):
+        return [paragraph(f"No test: {escape(held_out)}")]
+    rows = [
+        [
+            Cell(short(row["N"]), row["N"]),
+            Cell(short(row["D"]), row["D"]),
+            Cell(flops(row["C"]), row["C"]),
+            Cell(f"{row['loss']:.4f}", row["loss"]),
+            Cell(f"{row['predicted']:.4f}", row["predicted"]),
+            Cell(f"{100 * row['error']:+.2f}", row["error"]),
+        ]
+        for _, row in held_out.table.sort_values("C").iterrows()
+    ]
+    text = (
+        f"The law is fitted to the {len(held_out.fit.rows.table)} runs of at most {flops(held_out.above)} FLOPs and "
+        f"asked about the {len(rows)} larger ones. This error, not the residuals of the fit, says how far to trust the "
+        "law beyond its runs."
+    )
+    return [paragraph(text), table(["N", "tokens D", "FLOPs C", "measured loss", "predicted", "error (%)"], rows)]

@@ -1,0 +1,82 @@
+"""Numbers and tables of runs as the field writes them: 1.2M, 3.4e15, and which columns of a run are worth showing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+DASH = "\N{EN DASH}"
+_CHOICES = 5  # configuration columns that a table of runs shows
+
+
+def short(count: float) -> str:
+    """1234567 -> "1.2M", 52300 -> "52k": counts of parameters and tokens."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= 0.9995 * size:
+            value = count / size
+            return f"{value:.0f}{unit}" if value >= 9.95 else f"{value:.1f}{unit}"
+    return f"{count:.3g}"
+
+
+def flops(count: float) -> str:
+    """1.2e15."""
+    return f"{count:.1e}".replace("e+", "e")
+
+
+def three(value: float) -> str:
+    """Three digits, trailing zeros kept: 2.00, 22.2, 493."""
+    return f"{value:#.3g}".rstrip(".")
+
+
+def thousandth(value: float) -> str:
+    """Three decimals, for losses."""
+    return f"{value:.3f}"
+
+
+def between(low: float, high: float, shown: Callable[[float], str] = three) -> str:
+    """low to high."""
+    return f"{shown(low)} to {shown(high)}"
+
+
+# Column of a run's row -> its heading, and how its numbers are written.
+RUN_COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "N": ("N", short),
+    "D": ("tokens D", short),
+    "tokens_per_parameter": ("D / N", three),
+    "C": ("FLOPs C", flops),
+    "loss": ("training loss", thousandth),
+    "eval_loss": ("held-out loss", lambda x: f"{x:.4f}"),
+    "eval_bits_per_byte": ("bits per byte", lambda x: f"{x:.4f}"),
+    "steps": ("steps", lambda x: f"{x:.0f}"),
+    "seconds": ("seconds", lambda x: f"{x:.1f}" if x < 100 else f"{x:.0f}"),
+}
+# Constants and results: not choices of the sweep, whether or not they vary.
+_NOT_CHOICES = {
+    *RUN_COLUMNS, "folder", "run_id", "experiment", "status", "stop_reason", "overrides", "N_total", "flops_per_token",
+    "tokens", "flops", "total_tokens", "unigram_loss", "train_tokens", "created", "code_version", "parent",
+    "data_fingerprint", "heldout_fingerprint", "tokenizer_fingerprint",
+}  # fmt: skip
+
+
+def choices(runs: pd.DataFrame) -> list[str]:
+    """Configuration columns that differ between the runs, at most a handful, fewest values first."""
+    varying = []
+    for name in map(str, runs):
+        if name in _NOT_CHOICES or name.startswith(("launch.", "eval_loss")):
+            continue
+        values = runs[name].map(lambda x: str(x) if isinstance(x, list | dict) else x)
+        if values.nunique(dropna=False) > 1:
+            varying.append((values.nunique(), name))
+    return [name for _, name in sorted(varying)[:_CHOICES]]
+
+
+def cell(value: Any, shown: Callable[[float], str] = lambda x: f"{x:g}") -> tuple[str, float | None]:
+    """The text of a value, and its number where it is one."""
+    if isinstance(value, bool | np.bool_):
+        return str(bool(value)).lower(), None
+    if isinstance(value, int | float | np.number):
+        return (shown(float(value)), float(value)) if np.isfinite(value) else (DASH, None)
+    return DASH if value is None or value is pd.NA else str(value), None
