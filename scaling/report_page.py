@@ -68,7 +68,7 @@ def page(title: str, subtitle: str, answers: Sequence[str], body: Iterable[str],
 {blocks}
 <footer class="quiet">{foot}</footer>
 </main>
-<script>{_SCRIPT}</script>
+<script type="module">{_SCRIPT}</script>
 </body>
 </html>
 """

@@ -128,8 +128,8 @@ class Transformer(nn.Module):
 def initialize(model: Transformer, seed: int) -> None:
     """Draws each parameter from a generator of its own, seeded by (seed, its name): the same on every layout.
 
-    Matrices N(0, 1/fan_in), those that write to the residual stream divided by sqrt(2 n_layers); the untied head
-    N(0, 1/d_model^2), so that training starts near the uniform distribution; gains 1.
+    Matrices N(0, 1/fan_in), those that write to the residual stream divided by sqrt(2 n_layers); the embedding N(0, 1)
+    (a token is one of its rows, so its fan-in is 1) unless the head shares it; gains 1.
     """
     shape = model.shape
     for name, parameter in model.named_parameters():
@@ -139,8 +139,8 @@ def initialize(model: Transformer, seed: int) -> None:
         std = 1 / math.sqrt(parameter.shape[1])
         if name.endswith(("attention.out.weight", "mlp.down.weight")):
             std /= math.sqrt(2 * shape.n_layers)
-        elif name == "head.weight":
-            std = 1 / shape.d_model
+        elif name == "embedding.weight" and not shape.tied:
+            std = 1.0
         digest = hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
         with torch.no_grad():

@@ -1,0 +1,191 @@
+"""Sweeps as a user runs them: real processes, real signals."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TIMING = ("seconds", "tokens_per_second")
+
+
+def records(runs: Path) -> dict[str, list[dict]]:
+    """run_id -> rows of metrics.jsonl without the timing columns."""
+    return {
+        path.parent.name: [
+            {key: value for key, value in json.loads(line).items() if key not in TIMING}
+            for line in path.read_text().splitlines()
+        ]
+        for path in sorted(runs.rglob("metrics.jsonl"))
+    }
+
+
+def summaries(runs: Path) -> dict[str, dict]:
+    return {path.parent.name: json.loads(path.read_text()) for path in sorted(runs.rglob("summary.json"))}
+
+
+def test_a_sweep_trains_every_point_once_and_a_second_call_finds_it_finished(fulcrum, tiny, tmp_path):
+    grid = ["train", "-m", *tiny, "seed=0,1", "launch.experiment=grid"]
+    first = fulcrum(*grid)
+    assert first.returncode == 0, first.stderr
+    assert "2 points: 0 finished, 2 to train" in first.stderr and "2 of 2 points completed" in first.stderr
+    folders = sorted((tmp_path / "runs" / "grid").glob("r*"))
+    assert len(folders) == 2
+    for folder in folders:
+        assert {"config.yaml", "run.json", "metrics.jsonl", "lives.jsonl", "summary.json"} <= set(os.listdir(folder))
+        summary = json.loads((folder / "summary.json").read_text())
+        assert summary["status"] == "completed" and summary["stop_reason"] == "budget" and summary["tokens"] == 6400
+    before = records(tmp_path)
+    second = fulcrum(*grid)
+    assert second.returncode == 0 and "2 points: 2 finished, 0 to train" in second.stderr
+    assert records(tmp_path) == before
+    assert not (tmp_path / "outputs").exists() and not (tmp_path / "multirun").exists()
+
+
+def test_one_bad_point_starts_nothing(fulcrum, tiny, tmp_path):
+    result = fulcrum("train", "-m", *tiny, "ramp.batch_size=4,100000")
+    assert result.returncode == 1
+    assert "1 of 2 points are not valid; nothing was started" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_data_that_does_not_fit_starts_nothing(fulcrum, tiny, tmp_path):
+    result = fulcrum("train", *tiny, "sequence_length=50000", "total_tokens=100000", "ramp.batch_size=1")
+    assert result.returncode == 1
+    assert "sequence_length=50000" in result.stderr and "Traceback" not in result.stderr
+    assert not list((tmp_path / "runs").rglob("config.yaml"))
+
+
+def test_a_failed_or_diverged_point_does_not_stop_the_others(fulcrum, tiny, tmp_path):
+    """A huge rate without clipping overflows; asking for more unique data than there is fails in the worker."""
+    result = fulcrum("train", "-m", *tiny, "clip_norm=0", "peak_lr=1e-2,1e30", "unique_tokens=null,1e9")
+    assert result.returncode == 1
+    statuses = sorted(summary["status"] for summary in summaries(tmp_path).values())
+    assert statuses == ["completed", "diverged", "failed", "failed"]
+    assert "1 of 4 points completed" in result.stderr and "output.log" in result.stderr
+    (diverged,) = [s for s in summaries(tmp_path).values() if s["status"] == "diverged"]
+    assert diverged["samples"][1] - diverged["samples"][0] == 6 and "grad_norm" in diverged
+    again = fulcrum("train", "-m", *tiny, "clip_norm=0", "peak_lr=1e-2,1e30")
+    assert "2 points: 2 finished, 0 to train" in again.stderr and again.returncode == 1
+    retried = fulcrum("train", "-m", *tiny, "clip_norm=0", "peak_lr=1e-2,1e30", "launch.retry=diverged")
+    assert "2 points: 1 finished, 1 to train" in retried.stderr
+
+
+def start(*arguments: str, cwd: Path) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONSAFEPATH": "1"}
+    command = [sys.executable, "-m", "fulcrum", *arguments]
+    return subprocess.Popen(command, cwd=cwd, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+def workers_of(runs: Path) -> list[int]:
+    """Processes that train a run below `runs`."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"train" in words and any(word.startswith(str(runs).encode()) for word in words):
+            found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="needs /proc to find processes")
+def test_a_sweep_killed_at_any_moment_ends_as_an_undisturbed_one(fulcrum, tiny, tmp_path):
+    """SIGKILL of the runner (its workers must end with it) or of a worker, again and again, at random moments."""
+    sweep = ["train", "-m", *tiny, "seed=0,1", "total_tokens=60000", "launch.checkpoint.every_tokens=9000"]
+    undisturbed = fulcrum(*sweep, f"launch.runs={tmp_path}/undisturbed")
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    runs, draw = tmp_path / "killed", random.Random(0)
+    kills = 0
+    for attempt in range(6):
+        process = start(*sweep, f"launch.runs={runs}", cwd=tmp_path)
+        while process.poll() is None and not workers_of(runs):
+            time.sleep(0.05)
+        # importing torch takes seconds; the training that follows about one
+        deadline = time.monotonic() + 30
+        while process.poll() is None and time.monotonic() < deadline and attempt % 2 and not rows_since(runs):
+            time.sleep(0.02)
+        time.sleep(draw.uniform(0, 0.6) + (0 if attempt % 2 else 4))
+        if process.poll() is None:
+            victims = workers_of(runs)[:1] if attempt % 3 == 2 else [process.pid]
+            for victim in victims:
+                os.kill(victim, signal.SIGKILL)
+                kills += 1
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 20
+        while workers_of(runs) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not workers_of(runs), "workers outlived their runner"
+    assert kills >= 3
+    final = fulcrum(*sweep, f"launch.runs={runs}")
+    assert final.returncode == 0, final.stderr
+    assert records(runs) == records(tmp_path / "undisturbed")
+    for run_id, summary in summaries(tmp_path / "undisturbed").items():
+        assert summaries(runs)[run_id]["eval_loss"] == summary["eval_loss"]
+
+
+def rows_since(runs: Path) -> bool:
+    return any(path.stat().st_size for path in runs.rglob("metrics.jsonl"))
+
+
+def test_sigterm_checkpoints_and_the_exit_code_says_so(fulcrum, tiny, tmp_path):
+    sweep = ["train", *tiny, "total_tokens=600000", "launch.log_every_tokens=1000"]
+    process = start(*sweep, cwd=tmp_path)
+    while process.poll() is None and not rows_since(tmp_path / "runs"):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 85
+    (summary,) = summaries(tmp_path).values()
+    assert summary["status"] == "preempted"
+    (folder,) = (tmp_path / "runs").rglob("checkpoints")
+    (newest,) = sorted(folder.iterdir())[-1:]
+    assert 0 < int(newest.name) < 600000
+
+
+def test_a_live_run_is_refused_by_a_second_sweep(fulcrum, tiny, tmp_path):
+    sweep = ["train", *tiny, "total_tokens=600000", "launch.log_every_tokens=1000"]
+    process = start(*sweep, cwd=tmp_path)
+    while process.poll() is None and not rows_since(tmp_path / "runs"):
+        time.sleep(0.05)
+    second = fulcrum(*sweep)
+    process.kill()
+    assert second.returncode == 1 and "being written right now" in second.stderr
+
+
+def test_a_users_own_experiment_works_far_from_the_checkout(fulcrum, tiny, tmp_path):
+    """Also with a data/ folder and a train.py of the user's own beside it, which must not shadow ours."""
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "train.py").write_text("raise SystemExit('the wrong train')")
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\n"
+        "hydra: {mode: MULTIRUN, sweeper: {params: {seed: '0,1'}}}\n"
+        "schedule: {final: 0.5}\n"
+    )
+    result = fulcrum("train", *tiny, "experiment=mine")
+    assert result.returncode == 0, result.stderr
+    assert len(list((tmp_path / "runs" / "mine").glob("r*/summary.json"))) == 2
+    misspelt = tmp_path / "conf" / "experiment" / "misspelt.yaml"
+    misspelt.write_text("# @package _global_\ntotl_tokens: 5\n")
+    result = fulcrum("train", *tiny, "experiment=misspelt")
+    assert result.returncode == 1 and "totl_tokens" in result.stderr
+
+
+def test_two_processes_follow_the_same_losses_as_one(fulcrum, tiny, tmp_path):
+    for name, layout in {"single": [], "ddp": ["strategy=ddp", "launch.devices=2", "launch.micro_batch_size=2"]}.items():
+        result = fulcrum("train", *tiny, *layout, f"launch.runs={tmp_path}/{name}", "launch.log_every_tokens=1")
+        assert result.returncode == 0, (result.stderr, [p.read_text() for p in tmp_path.rglob("output.log")])
+    (single,), (ddp,) = records(tmp_path / "single").values(), records(tmp_path / "ddp").values()
+    assert len(single) == len(ddp) == 34
+    for one, two in zip(single, ddp, strict=True):
+        assert one.keys() == two.keys()
+        for key in one:
+            assert one[key] == two[key] or abs(one[key] - two[key]) <= 1e-5 * abs(one[key]), key
