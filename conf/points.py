@@ -2,13 +2,14 @@
 
     expand([["model=tiny", "seed=0"], ["model=tiny", "seed=1"]]) -> [Point, Point]
 
-A point's identity is its configuration without `launch` and without nulls; `run_id` is its hash. Nothing starts
+A point's identity is its configuration without `launch`, `vars` and nulls; `run_id` is its hash. Nothing starts
 unless all points are good; a ValueError lists all bad ones.
 """
 
 import hashlib
 import inspect
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,14 +120,14 @@ def resolve(config: dict[str, Any], overrides: list[str]) -> Point:
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run is: the configuration without `launch` and without nulls."""
+    """What a run is: the configuration without `launch` (how it is run), `vars` (already used) and nulls."""
 
     def without_nulls(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {k: without_nulls(v) for k, v in value.items() if v is not None}
         return [without_nulls(v) for v in value] if isinstance(value, list) else value
 
-    return without_nulls({key: value for key, value in config.items() if key != "launch"})
+    return without_nulls({key: value for key, value in config.items() if key not in ("launch", "vars")})
 
 
 def canonical_json(value: Any) -> str:
@@ -159,14 +160,13 @@ def _whole_tokens(config: dict[str, Any]) -> dict[str, Any]:
             _check(float(value).is_integer() and value >= 0, name, value, "use a whole number of tokens")
             node[key] = int(value)
 
-    for key in ("total_tokens", "unique_tokens", "warmup_tokens"):
+    config["total_tokens"] = math.floor(config["total_tokens"])
+    for key in ("unique_tokens", "warmup_tokens"):
         whole(config, key, key)
     whole(config["eval"], "tokens", "eval.tokens")
-    for node, name in ((config["eval"], "eval"), (config["launch"]["checkpoint"], "launch.checkpoint")):
-        whole(node, "every_tokens", f"{name}.every_tokens")
-        _check(node["every_tokens"] != 0, f"{name}.every_tokens", 0, "use at least 1, or null")
-    whole(config["launch"], "log_every_tokens", "launch.log_every_tokens")
-    _check(config["launch"]["log_every_tokens"] != 0, "launch.log_every_tokens", 0, "use at least 1, or null")
+    for key in ("eval.every_tokens", "launch.checkpoint.every_tokens", "launch.log_every_tokens"):
+        value = OmegaConf.select(OmegaConf.create(config), key)
+        _check(value is None or value > 0, key, value, "use a positive number of tokens, or null")
     length = config["sequence_length"]
     _check(length >= 1, "sequence_length", length, "use at least 1")
     if config["total_tokens"] >= length:

@@ -4,11 +4,12 @@
 identity, so fields added later default to null and old run ids stay. Numbers of tokens may be written 2e6.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 
 @dataclass
@@ -90,6 +91,9 @@ class Config:
     """largest norm of the whole gradient; 0: no clipping"""
     z_loss: float = 0.0
     """coefficient of mean (log Z)^2, added to the loss that is trained on, never to the one that is reported"""
+    vars: dict[str, Any] = field(default_factory=dict)
+    """values of your own for interpolations, as ${mul:${vars.ratio},${model.d_model}}; what follows from them is identity,
+    they are not"""
     data: dict[str, Any] = MISSING
     tokenizer: dict[str, Any] = MISSING
     model: dict[str, Any] = MISSING
@@ -99,5 +103,9 @@ class Config:
     eval: Eval = field(default_factory=Eval)
     launch: Launch = field(default_factory=Launch)
 
+
+# arithmetic in YAML: total_tokens: ${mul:20,${vars.parameters}}
+OmegaConf.register_new_resolver("mul", lambda *factors: math.prod(float(f) for f in factors), replace=True)
+OmegaConf.register_new_resolver("div", lambda a, b: float(a) / float(b), replace=True)
 
 ConfigStore.instance().store(name="schema", node=Config)

@@ -1,7 +1,7 @@
 """Prepares data for runs: `python -m data` reads a JSON list of records from stdin; `fulcrum data` calls `command`.
 
-A record: {run_id, data, tokenizer, cache, sequence_length, eval_tokens, processes}. Every distinct
-(data, tokenizer, cache) is prepared once, then each record's sequence length is held against what is there.
+A record: {run_id, data, tokenizer, cache, verify, sequence_length, unique_tokens, seed}. Every distinct
+(data, tokenizer, cache) is prepared once, then each record is held against what is there.
 Exit status 1 and `error: ...` lines on stderr where something does not fit.
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data.batches import sample_order
 from data.prepare import Prepared, default_cache, prepare
 
 
@@ -36,13 +37,14 @@ def main() -> int:
             if key not in prepared:
                 try:
                     cache = Path(record["cache"]) if record["cache"] else default_cache()
-                    prepared[key] = prepare(record["data"], record["tokenizer"], cache, record.get("processes"))
+                    prepared[key] = prepare(record["data"], record["tokenizer"], cache, verify=record["verify"])
                 except ValueError as error:
                     prepared[key] = error
             found = prepared[key]
             if isinstance(found, ValueError):
                 raise found
             check_fits(found, record["sequence_length"])
+            sample_order(found, record["sequence_length"], record["seed"], record["unique_tokens"])
         except ValueError as error:
             errors.setdefault(str(error), []).append(record["run_id"])
     for message, runs in errors.items():

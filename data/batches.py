@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.order import InOrder, SampleOrder
+from data.prepare import Prepared
 from data.tokens import Tokens
 
 IGNORED = -100  # target of a position that does not count
@@ -73,3 +74,23 @@ class Batches:
 def sample_count(tokens: Tokens, sequence_length: int) -> int:
     """Whole samples in a source: each needs its last token's successor."""
     return (tokens.n_tokens - 1) // sequence_length
+
+
+def sample_order(prepared: Prepared, sequence_length: int, seed: int, unique_tokens: int | None) -> SampleOrder:
+    """The stream of training samples. `unique_tokens` are shared between the sources by weight; null: all there are.
+
+    ValueError where a source has fewer.
+    """
+    sizes = {name: sample_count(tokens, sequence_length) for name, tokens in prepared.sources.items()}
+    if unique_tokens is None:
+        return SampleOrder(sizes, prepared.weights, seed)
+    total = sum(prepared.weights.values())
+    unique = {name: int(unique_tokens * prepared.weights[name] / total) // sequence_length for name in sizes}
+    for name, samples in unique.items():
+        if not 1 <= samples <= sizes[name]:
+            raise ValueError(
+                f"unique_tokens={unique_tokens} asks for {samples} sequences of data.sources.{name}, which has "
+                f"{sizes[name]} of {sequence_length} tokens: it can give {sequence_length} to "
+                f"{sizes[name] * sequence_length} tokens."
+            )
+    return SampleOrder(sizes, prepared.weights, seed, unique)

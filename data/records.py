@@ -127,9 +127,8 @@ class RunWriter:
         self.folder = folder
         self._life = {"tokens_start": tokens, **life}
         path = folder / "metrics.jsonl"
-        rows = [row for row in read_metrics(path) if row["tokens"] <= tokens]
-        self.last_row: Mapping[str, Any] = rows[-1] if rows else {}
-        write_atomic(path, "".join(_line(row) for row in rows))
+        self._rows: list[Mapping[str, Any]] = [row for row in read_metrics(path) if row["tokens"] <= tokens]
+        write_atomic(path, "".join(_line(row) for row in self._rows))
         self._metrics = path.open("a")
         self._append_life({"event": "start", **self._life})
 
@@ -137,10 +136,19 @@ class RunWriter:
         """Appends one logged step; on disk when this returns to the operating system."""
         self._metrics.write(_line(row))
         self._metrics.flush()
-        self.last_row = row
+        self._rows.append(row)
+
+    def final(self) -> dict[str, Any]:
+        """The values that a run ends with: `loss` is the mean of the rows of the last tenth, the others the last ones."""
+        if not self._rows:
+            return {}
+        last = self._rows[-1]
+        losses = [row["loss"] for row in self._rows if row["tokens"] > 0.9 * last["tokens"]]
+        kept = {key: last[key] for key in last if key in ("tokens", "flops", "seconds") or key.startswith("eval_")}
+        return {"loss": sum(losses) / len(losses), "steps": last["step"], **kept}
 
     def close(self, status: str, stop_reason: str, final: Mapping[str, Any]) -> None:
-        """Ends this life: summary.json holds `status`, `stop_reason` and the final values."""
+        """Ends this life: summary.json holds `status`, `stop_reason` and `final`."""
         os.fsync(self._metrics.fileno())
         self._metrics.close()
         self._append_life({"event": "end", "tokens_end": final.get("tokens"), "exit": status, **self._life})

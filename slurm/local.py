@@ -36,7 +36,7 @@ from data.records import (
 )
 
 GRACE = 10.0  # seconds that the other processes of a point get after one of them failed
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 # ---------------------------------------------------------------------------------------------------- data
@@ -51,7 +51,8 @@ def prepare_data(points: Sequence[Point]) -> None:
             "tokenizer": point.config["tokenizer"],
             "cache": point.config["launch"]["cache"],
             "sequence_length": point.config["sequence_length"],
-            "eval_tokens": point.config["eval"]["tokens"],
+            "unique_tokens": point.config["unique_tokens"],
+            "seed": point.config["seed"],
             "verify": point.config["launch"]["verify_data"],
         }
         for point in points
@@ -200,13 +201,13 @@ def conclude(run: Running) -> None:
 
 def summarize(points: Sequence[Point], stopped: bool) -> int:
     """Lists what did not complete; the sweep's exit code."""
-    bad = {point: read_json(point.folder / "summary.json") for point in points if status_of(point) != COMPLETED}
+    bad = [(p, read_json(p.folder / "summary.json")) for p in points if status_of(p) != COMPLETED]
     labels = short_labels(points)
-    for point, summary in bad.items():
+    for point, summary in bad:
         status = summary.get("status", "not started")
         if status in (FAILED, DIVERGED):
             console.print(f"{status}: {labels[point.run_id]}: {summary.get('stop_reason')}", markup=False)
-            console.print(f"    {point.folder / 'output.log'}", markup=False, soft_wrap=True)
+            console.print(f"    {point.folder / 'output.log'}", markup=False)
     done = len(points) - len(bad)
     console.print(f"{done} of {len(points)} points completed" + (", stopped by a signal" if stopped and bad else ""))
     if stopped and bad:
@@ -239,13 +240,22 @@ class Stop:
 
 
 def short_labels(points: Sequence[Point]) -> dict[str, str]:
-    """run_id -> the overrides that tell the points apart (the run_id where there is only one)."""
+    """run_id -> the overrides that tell the points apart, with the run_id in front."""
     overrides = {point.run_id: point.config["launch"]["overrides"] for point in points}
     common = set.intersection(*(set(o) for o in overrides.values())) if len(points) > 1 else set()
     return {
-        run_id: " ".join(o for o in mine if o not in common and not o.startswith("experiment=")) or run_id
+        run_id: " ".join([run_id, *(_short(o) for o in mine if len(points) > 1 and o not in common)])
         for run_id, mine in overrides.items()
     }
+
+
+def _short(override: str) -> str:
+    """`vars.scale=64000000.0` as `vars.scale=6.4e+07`."""
+    key, _, value = override.partition("=")
+    try:
+        return f"{key}={float(value):g}"
+    except ValueError:
+        return override
 
 
 @dataclass

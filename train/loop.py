@@ -77,7 +77,7 @@ def train(run: Run, life: dict[str, Any], stop_requested: Callable[[], bool]) ->
 
     status = COMPLETED if tokens == plan.final_tokens else PREEMPTED
     if record:
-        record.close(status, "budget" if status == COMPLETED else "signal", record.last_row)
+        record.close(status, "budget" if status == COMPLETED else "signal", record.final())
     for logger in run.loggers:
         logger.finalize("success")
     return status

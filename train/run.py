@@ -10,8 +10,8 @@ from hydra.utils import instantiate
 from lightning.fabric import Fabric
 from torch import nn
 
-from data.batches import Batch, Batches, sample_count
-from data.order import InOrder, SampleOrder
+from data.batches import Batch, Batches, sample_count, sample_order
+from data.order import InOrder
 from data.prepare import Prepared, default_cache, open_prepared
 from optim.plan import Plan, plan_of
 from train.model import Transformer, initialize
@@ -88,7 +88,7 @@ def build_run(config: Mapping[str, Any], folder: Path) -> Run:
     plan = plan_of(config)
     length = plan.sequence_length
     shape: Shape = instantiate(config["model"], vocab_size=config["model"].get("vocab_size") or prepared.vocab_size)
-    order = sample_order(config, prepared, length)
+    order = sample_order(prepared, length, config["seed"], config["unique_tokens"])
 
     fabric = build_fabric(instantiate(launch["strategy"]), launch["accelerator"], config["precision"])
     model = Transformer(shape, prepared.vocab_size)
@@ -116,21 +116,3 @@ def build_run(config: Mapping[str, Any], folder: Path) -> Run:
         optimizer=optimizer,
         loggers=[logger.build(folder, folder.name, dict(config))] if logger and fabric.is_global_zero else [],
     )
-
-
-def sample_order(config: Mapping[str, Any], prepared: Prepared, length: int) -> SampleOrder:
-    """The stream of training samples; `unique_tokens` are shared between the sources by weight."""
-    sizes = {name: sample_count(tokens, length) for name, tokens in prepared.sources.items()}
-    unique = None
-    if config["unique_tokens"] is not None:
-        total = sum(prepared.weights.values())
-        unique = {
-            name: int(config["unique_tokens"] * prepared.weights[name] / total) // length for name in prepared.sources
-        }
-        for name, samples in unique.items():
-            if not 1 <= samples <= sizes[name]:
-                raise ValueError(
-                    f"unique_tokens={config['unique_tokens']} asks for {samples} sequences of source {name!r}, "
-                    f"which has {sizes[name]} of {length} tokens: use at most {sizes[name] * length} tokens of it."
-                )
-    return SampleOrder(sizes, prepared.weights, config["seed"], unique)

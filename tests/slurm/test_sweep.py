@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,18 +64,34 @@ def test_data_that_does_not_fit_starts_nothing(fulcrum, tiny, tmp_path):
 
 
 def test_a_failed_or_diverged_point_does_not_stop_the_others(fulcrum, tiny, tmp_path):
-    """A huge rate without clipping overflows; asking for more unique data than there is fails in the worker."""
-    result = fulcrum("train", "-m", *tiny, "clip_norm=0", "peak_lr=1e-2,1e30", "unique_tokens=null,1e9")
-    assert result.returncode == 1
-    statuses = sorted(summary["status"] for summary in summaries(tmp_path).values())
-    assert statuses == ["completed", "diverged", "failed", "failed"]
-    assert "1 of 4 points completed" in result.stderr and "output.log" in result.stderr
+    """A huge rate without clipping overflows; a file where the checkpoints should lie is a disk's fault."""
+    sweep = ["train", "-m", *tiny, "clip_norm=0"]
+    first = fulcrum(*sweep, "peak_lr=1e-2,1e30")
+    assert first.returncode == 1
+    assert sorted(s["status"] for s in summaries(tmp_path).values()) == ["completed", "diverged"]
+    assert "peak_lr=1e+30: non-finite loss or gradient" in first.stderr and "output.log" in first.stderr
     (diverged,) = [s for s in summaries(tmp_path).values() if s["status"] == "diverged"]
     assert diverged["samples"][1] - diverged["samples"][0] == 6 and "grad_norm" in diverged
-    again = fulcrum("train", "-m", *tiny, "clip_norm=0", "peak_lr=1e-2,1e30")
-    assert "2 points: 2 finished, 0 to train" in again.stderr and again.returncode == 1
-    retried = fulcrum("train", "-m", *tiny, "clip_norm=0", "peak_lr=1e-2,1e30", "launch.retry=diverged")
-    assert "2 points: 1 finished, 1 to train" in retried.stderr
+
+    (completed,) = [run for run, s in summaries(tmp_path).items() if s["status"] == "completed"]
+    folder = tmp_path / "runs" / "default" / completed
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "checkpoints").write_text("in the way")
+    (folder / "summary.json").unlink()
+    second = fulcrum(*sweep, "peak_lr=1e-2,1e30,2e-2")
+    assert second.returncode == 1
+    assert "3 points: 1 finished, 2 to train" in second.stderr and "1 of 3 points completed" in second.stderr
+    assert "peak_lr=0.01: NotADirectoryError" in second.stderr
+
+    (folder / "checkpoints").unlink()
+    third = fulcrum(*sweep, "peak_lr=1e-2,1e30", "launch.retry=diverged")
+    assert "2 points: 0 finished, 2 to train" in third.stderr and "1 of 2 points completed" in third.stderr
+
+
+def test_more_unique_tokens_than_there_are_start_nothing(fulcrum, tiny, tmp_path):
+    result = fulcrum("train", *tiny, "unique_tokens=1e9")
+    assert result.returncode == 1 and "unique_tokens=1000000000" in result.stderr
+    assert not list((tmp_path / "runs").rglob("config.yaml"))
 
 
 def start(*arguments: str, cwd: Path) -> subprocess.Popen:
