@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from typing import Any
 
 # command -> (primary configuration in conf/, module, function, what it does)
 COMMANDS = {
@@ -38,8 +39,14 @@ def main() -> None:
 
     import hydra
 
+    from conf.errors import user_errors
+
     config_name, module, function, _ = COMMANDS[command]
-    task = getattr(importlib.import_module(module), function)
+
+    def task(config: Any) -> None:
+        with user_errors():
+            getattr(importlib.import_module(module), function)(config)
+
     hydra.main(version_base="1.3", config_path="pkg://conf", config_name=config_name)(task)()
 
 

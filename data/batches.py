@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data.order import InOrder, SampleOrder
+from data.order import EvenlySpaced, SampleOrder
 from data.prepare import Prepared
 from data.tokens import Tokens
 
@@ -41,7 +41,7 @@ class Batches:
     """Micro-batches of a stream of samples; a sample is `sequence_length` tokens and the one after them."""
 
     def __init__(
-        self, sources: Mapping[str, Tokens], order: SampleOrder | InOrder, sequence_length: int, with_documents: bool
+        self, sources: Mapping[str, Tokens], order: SampleOrder | EvenlySpaced, sequence_length: int, with_documents: bool
     ) -> None:
         self.sources = [sources[name] for name in order.names]
         self.order = order

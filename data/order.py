@@ -130,11 +130,11 @@ class SampleOrder:
         return self.names[int(source[0])], int(sample[0])
 
 
-class InOrder:
-    """The samples of one source as they lie: for evaluation."""
+class EvenlySpaced:
+    """`count` of the `size` samples of one source, evenly spaced over it: for evaluation, the same ones each time."""
 
-    def __init__(self, name: str) -> None:
-        self.names = [name]
+    def __init__(self, name: str, count: int, size: int) -> None:
+        self.names, self.count, self.size = [name], count, size
 
     def select(self, index: Int) -> tuple[Int, Int]:
-        return np.zeros_like(index), index
+        return np.zeros_like(index), index * self.size // self.count

@@ -3,13 +3,13 @@
     overrides of all points -> conf.points (validate every one) -> data prepared and checked -> slurm.local
 """
 
-import os
 import sys
 from collections.abc import Sequence
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from conf.errors import user_errors
 from conf.points import Point, expand
 from data.records import live_holder, read_json, write_json
 from slurm.local import prepare_data, run_points
@@ -17,17 +17,12 @@ from slurm.local import prepare_data, run_points
 
 def launch(overrides: Sequence[Sequence[str]]) -> None:
     """Validates and runs the points; ends the process with the sweep's exit code unless all completed."""
-    try:
+    with user_errors():
         points = expand(overrides)
         refuse_live(points)
         prepare_data(points)
         write_manifest(points)
         code = run_points(points)
-    except ValueError as error:
-        if os.environ.get("HYDRA_FULL_ERROR"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        code = 1
     if code:
         sys.exit(code)
 

@@ -11,7 +11,7 @@ from lightning.fabric import Fabric
 from torch import nn
 
 from data.batches import Batch, Batches, sample_count, sample_order
-from data.order import InOrder
+from data.order import EvenlySpaced
 from data.prepare import Prepared, default_cache, open_prepared
 from optim.plan import Plan, plan_of
 from train.model import Transformer, initialize
@@ -31,7 +31,7 @@ class Run:
     prepared: Prepared
     train_data: Batches
     eval_data: dict[str, tuple[Batches, int]]
-    """held-out source -> (its windows in order, how many are evaluated)"""
+    """held-out source -> (its windows, how many)"""
     micro_batch_size: int
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -104,15 +104,21 @@ def build_run(config: Mapping[str, Any], folder: Path) -> Run:
         shape=shape,
         prepared=prepared,
         train_data=Batches(prepared.sources, order, length, shape.document_mask),
-        eval_data={
-            name: (
-                Batches({name: tokens}, InOrder(name), length, shape.document_mask),
-                max(1, min(int(config["eval"]["tokens"]) // length // len(prepared.heldout), sample_count(tokens, length))),
-            )
-            for name, tokens in prepared.heldout.items()
-        },
+        eval_data=held_out_batches(prepared, config["eval"]["tokens"], length, shape.document_mask),
         micro_batch_size=launch["micro_batch_size"] or -(-plan.at(0).batch_size // fabric.world_size),
         model=model,
         optimizer=optimizer,
         loggers=[logger.build(folder, folder.name, dict(config))] if logger and fabric.is_global_zero else [],
     )
+
+
+def held_out_batches(
+    prepared: Prepared, eval_tokens: int, length: int, with_documents: bool
+) -> dict[str, tuple[Batches, int]]:
+    """`eval_tokens` of the held-out set (or all it has), shared equally between the sources, at least a window each."""
+    batches = {}
+    for name, tokens in prepared.heldout.items():
+        size = sample_count(tokens, length)
+        count = max(1, min(eval_tokens // length // len(prepared.heldout), size))
+        batches[name] = Batches({name: tokens}, EvenlySpaced(name, count, size), length, with_documents), count
+    return batches

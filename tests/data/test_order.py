@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.order import BLOCK, SampleOrder, block_quotas, interleave, permute
+from data.order import BLOCK, EvenlySpaced, SampleOrder, block_quotas, interleave, permute
 
 sizes = st.integers(1, 3000)
 weights = st.lists(st.floats(0.05, 1.0), min_size=1, max_size=6)
@@ -83,3 +83,12 @@ def test_a_source_that_is_too_small_is_named():
         SampleOrder({"a": 10}, {"a": 1}, 0, {"a": 11})
     with pytest.raises(ValueError, match=r"data\.weights"):
         SampleOrder({"a": 10}, {"b": 1}, 0)
+
+
+@given(st.integers(1, 200), st.integers(0, 800))
+def test_evaluation_windows_are_distinct_and_spread_over_the_held_out_set(count, more):
+    size = count + more
+    _, sample = EvenlySpaced("a", count, size).select(np.arange(count))
+    assert sample[0] == 0 and sample[-1] < size
+    gaps = np.diff(sample)
+    assert len(set(sample)) == count and (count < 2 or gaps.max() - gaps.min() <= 1)

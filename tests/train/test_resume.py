@@ -1,0 +1,102 @@
+"""Checkpoints and exact resumption, in this process: a run that is stopped and goes on is the run that was not."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from conf.points import expand
+from data.prepare import prepare
+from train import checkpoint
+from train.loop import train
+from train.run import build_run
+
+pytestmark = pytest.mark.usefixtures("hydra_conf")
+
+
+@pytest.fixture
+def point(tiny, cache):
+    (point,) = expand([[*tiny, "launch.log_every_tokens=1", "launch.checkpoint.every_tokens=1"]])
+    prepare(point.config["data"], point.config["tokenizer"], cache, processes=1)
+    point.folder.mkdir(parents=True)
+    return point
+
+
+def life(point, steps=None):
+    """Trains at most `steps` steps; returns the status and the weights."""
+    calls = iter(range(10**6))
+    run = build_run(point.config, point.folder)
+    status = train(run, {"threads": 1}, lambda: steps is not None and next(calls) >= steps - 1)
+    return status, run.model.state_dict()
+
+
+def rows(point):
+    timing = ("seconds", "tokens_per_second")
+    lines = (point.folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in timing} for line in lines]
+
+
+@pytest.mark.parametrize("stops", [[1], [7, 1, 11], [33]])
+def test_a_stopped_run_goes_on_bit_for_bit(point, stops):
+    status, expected = life(point)
+    undisturbed = rows(point)
+    assert status == "completed" and len(undisturbed) == 34
+    shutil.rmtree(point.folder)
+    point.folder.mkdir()
+    for steps in stops:
+        assert life(point, steps)[0] == "preempted"
+    status, weights = life(point)
+    assert status == "completed"
+    assert rows(point) == undisturbed
+    for name, value in expected.items():
+        torch.testing.assert_close(weights[name], value, rtol=0, atol=0)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(point):
+    life(point)
+    undisturbed = rows(point)
+    newest = sorted((point.folder / "checkpoints").iterdir())[-1]
+    content = bytearray((newest / "state.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (newest / "state.pt").write_bytes(content)
+    with pytest.warns(UserWarning, match=f"{newest.name} is damaged .checksum of state.pt differs"):
+        status, _ = life(point)
+    assert status == "completed" and rows(point) == undisturbed
+
+
+def test_a_checkpoint_without_its_manifest_does_not_count(tmp_path):
+    checkpoint.save(tmp_path, 10, {"tokens": 10}, keep=2)
+    checkpoint.save(tmp_path, 20, {"tokens": 20}, keep=2)
+    (tmp_path / "000000000020" / "manifest.json").unlink()
+    with pytest.warns(UserWarning, match="no manifest"):
+        state = checkpoint.load_latest(tmp_path)
+    assert state == {"tokens": 10}
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    for tokens in (10, 20, 30):
+        checkpoint.save(tmp_path, tokens, {"tokens": tokens}, keep=2)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["000000000020", "000000000030"]
+    assert checkpoint.load_latest(tmp_path) == {"tokens": 30}
+
+
+def test_other_data_than_the_run_began_with_is_refused(point, texts, tmp_path):
+    from data.records import write_once
+
+    life(point, 3)
+    run = build_run(point.config, point.folder)
+    write_once(point.folder, run.identity)
+    with pytest.raises(ValueError, match="data_fingerprint"):
+        write_once(point.folder, run.identity | {"data_fingerprint": "another"})
+
+
+@pytest.mark.parametrize("logger", ["tensorboard", "wandb"])
+def test_loggers_write_beside_the_record(point, tiny, logger):
+    extra = ["launch.logger.offline=true"] if logger == "wandb" else []
+    (logged,) = expand([[*tiny, f"logger={logger}", *extra]])
+    assert logged.run_id == point.run_id
+    status, _ = life(logged)
+    assert status == "completed" and rows(logged)
+    written = {"tensorboard": "tensorboard/events.out.*", "wandb": "wandb/offline-run-*/run-*.wandb"}
+    assert list(point.folder.glob(written[logger]))
