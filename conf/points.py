@@ -57,7 +57,9 @@ def expand(points: Sequence[Sequence[str]]) -> list[Point]:
             bad.append(f"  {name}\n    {_innermost(error)}")
             continue
         if point.run_id in asked:
-            bad.append(f"  {name}\n    is the same run as `{asked[point.run_id]}`: change an override, or give a `label`.")
+            bad.append(
+                f"  {name}\n    is the same run as `{asked[point.run_id]}`: change an override, or give a `label`."
+            )
         asked[point.run_id] = name
         good.append(point)
     if bad:
@@ -84,7 +86,9 @@ def resolve(config: dict[str, Any], overrides: list[str]) -> Point:
     config["launch"]["overrides"] = overrides
     launch = config["launch"]
     _check(launch["devices"] >= 1, "launch.devices", launch["devices"], "use at least 1")
-    _check(launch["accelerator"] in ("auto", "cpu", "cuda"), "launch.accelerator", launch["accelerator"], "auto, cpu, cuda")
+    _check(
+        launch["accelerator"] in ("auto", "cpu", "cuda"), "launch.accelerator", launch["accelerator"], "auto, cpu, cuda"
+    )
     _check(launch["retry"] in (None, "diverged"), "launch.retry", launch["retry"], "use `diverged` or null")
     _check(launch["checkpoint"]["keep"] >= 1, "launch.checkpoint.keep", launch["checkpoint"]["keep"], "use at least 1")
     for key in ("micro_batch_size", "parallel", "threads"):

@@ -92,8 +92,7 @@ class Config:
     z_loss: float = 0.0
     """coefficient of mean (log Z)^2, added to the loss that is trained on, never to the one that is reported"""
     vars: dict[str, Any] = field(default_factory=dict)
-    """values of your own for interpolations, as ${mul:${vars.ratio},${model.d_model}}; what follows from them is identity,
-    they are not"""
+    """values of your own for interpolations, as ${mul:${vars.ratio},${model.d_model}}; not part of the identity"""
     data: dict[str, Any] = MISSING
     tokenizer: dict[str, Any] = MISSING
     model: dict[str, Any] = MISSING

@@ -6,6 +6,7 @@ micro-batches of one shape. Every rank runs the same number of them; rows that a
 Shape suffixes: B rows of a micro-batch, T positions.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -34,14 +35,18 @@ def rank_share(offset: int, batch_size: int, rank: int, world_size: int) -> rang
 
 def micro_batch_count(batch_size: int, world_size: int, micro_batch_size: int) -> int:
     """Micro-batches that every rank runs: enough for the largest share."""
-    return -(-(-(-batch_size // world_size)) // micro_batch_size)
+    return math.ceil(math.ceil(batch_size / world_size) / micro_batch_size)
 
 
 class Batches:
     """Micro-batches of a stream of samples; a sample is `sequence_length` tokens and the one after them."""
 
     def __init__(
-        self, sources: Mapping[str, Tokens], order: SampleOrder | EvenlySpaced, sequence_length: int, with_documents: bool
+        self,
+        sources: Mapping[str, Tokens],
+        order: SampleOrder | EvenlySpaced,
+        sequence_length: int,
+        with_documents: bool,
     ) -> None:
         self.sources = [sources[name] for name in order.names]
         self.order = order

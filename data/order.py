@@ -106,9 +106,13 @@ class SampleOrder:
         self.unique = [(unique or {}).get(name, sources[name]) for name in self.names]
         for name, used, size in zip(self.names, self.unique, self.sizes, strict=True):
             if not 1 <= used <= size:
-                raise ValueError(f"source {name!r} has {size} samples, {used} were asked for: use between 1 and {size}.")
+                raise ValueError(
+                    f"source {name!r} has {size} samples, {used} were asked for: use between 1 and {size}."
+                )
         if set(weights) != set(self.names):
-            raise ValueError(f"data.weights names {sorted(weights)}, the sources are {sorted(self.names)}: name each once.")
+            raise ValueError(
+                f"data.weights names {sorted(weights)}, the sources are {sorted(self.names)}: name each once."
+            )
         self.quotas = block_quotas([weights[name] for name in self.names])
 
     def select(self, index: Int) -> tuple[Int, Int]:

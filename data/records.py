@@ -14,6 +14,7 @@ folders or from anybody's table (CSV, JSONL, Parquet) with a column map.
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import socket
@@ -52,7 +53,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): restore it, or remove the folder and run again.") from None
+        raise ValueError(
+            f"{path} is not valid JSON ({error}): restore it, or remove the folder and run again."
+        ) from None
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -73,9 +76,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The logged steps of one run; refuses tokens that do not increase."""
     rows = read_lines(path)
-    for before, after in zip(rows, rows[1:], strict=False):
+    for before, after in itertools.pairwise(rows):
         if after["tokens"] <= before["tokens"]:
-            raise ValueError(f"{path}: tokens fall from {before['tokens']} to {after['tokens']}; two writers were here.")
+            raise ValueError(
+                f"{path}: tokens fall from {before['tokens']} to {after['tokens']}; two writers were here."
+            )
     return rows
 
 
@@ -139,7 +144,7 @@ class RunWriter:
         self._rows.append(row)
 
     def final(self) -> dict[str, Any]:
-        """The values that a run ends with: `loss` is the mean of the rows of the last tenth, the others the last ones."""
+        """The values a run ends with: `loss` is the mean over the rows of the last tenth, the others are the last."""
         if not self._rows:
             return {}
         last = self._rows[-1]
@@ -255,7 +260,6 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
 
 
 def latest_row(folder: Path) -> dict[str, Any]:

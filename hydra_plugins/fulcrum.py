@@ -1,4 +1,4 @@
-"""What Hydra looks for in its plugin namespace: our launcher, and ./conf of the working directory on its search path."""
+"""What Hydra looks for in its plugin namespace: our schema and launcher, and ./conf of the working directory."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +10,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 import conf
+import conf.schema
 
 
 class FulcrumLauncher(Launcher):

@@ -33,7 +33,8 @@ class AdamW:
         """The optimizer of `parameters`, at rate 0: the loop sets the rate of every step from the plan."""
         import torch
 
-        matrices, vectors = [], []
+        matrices: list[torch.nn.Parameter] = []
+        vectors: list[torch.nn.Parameter] = []
         for parameter in parameters:
             (matrices if parameter.ndim >= 2 else vectors).append(parameter)
         groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": vectors, "weight_decay": 0.0}]

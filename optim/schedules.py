@@ -32,7 +32,9 @@ class Cosine:
 
     def __post_init__(self) -> None:
         if not 0 <= self.final <= 1:
-            raise ValueError(f"schedule.final={self.final} must be in [0, 1]: it is the last multiplier of the peak rate.")
+            raise ValueError(
+                f"schedule.final={self.final} must be in [0, 1]: it is the last multiplier of the peak rate."
+            )
 
     def __call__(self, x: ArrayLike) -> NDArray[np.float64]:
         return self.final + (1 - self.final) * (1 + np.cos(np.pi * np.asarray(x, dtype=np.float64))) / 2

@@ -1,6 +1,6 @@
 """`fulcrum train`: from override lists to a finished sweep. One road for a single run, a grid and Hydra's launcher.
 
-    overrides of all points -> conf.points (validate every one) -> data prepared and checked -> slurm.local
+overrides of all points -> conf.points (validate every one) -> data prepared and checked -> slurm.local
 """
 
 import sys
@@ -31,7 +31,9 @@ def refuse_live(points: Sequence[Point]) -> None:
     live = {point.folder: holder for point in points if (holder := live_holder(point.folder))}
     if live:
         lines = "\n".join(f"  {folder} by {holder}" for folder, holder in live.items())
-        raise ValueError(f"{len(live)} of these runs are being written right now:\n{lines}\nWait for them, or stop them.")
+        raise ValueError(
+            f"{len(live)} of these runs are being written right now:\n{lines}\nWait for them, or stop them."
+        )
 
 
 def write_manifest(points: Sequence[Point]) -> None:
@@ -42,9 +44,7 @@ def write_manifest(points: Sequence[Point]) -> None:
         known = {row["run_id"]: row for row in read_json(folder / "sweep.json").get("points", [])}
         known |= {p.run_id: {"run_id": p.run_id, "overrides": p.config["launch"]["overrides"]} for p in mine}
         report = mine[-1].config["launch"]["report"]
-        write_json(
-            folder / "sweep.json", {"experiment": folder.name, "report": report, "points": list(known.values())}
-        )
+        write_json(folder / "sweep.json", {"experiment": folder.name, "report": report, "points": list(known.values())})
 
 
 def train_command(config: DictConfig) -> None:

@@ -60,7 +60,9 @@ def prepare_data(points: Sequence[Point]) -> None:
     ]
     if not requests:
         return
-    done = subprocess.run([sys.executable, "-m", "data"], input=json.dumps(requests), text=True, env=child_environment())
+    done = subprocess.run(
+        [sys.executable, "-m", "data"], input=json.dumps(requests), text=True, env=child_environment()
+    )
     if done.returncode:
         raise ValueError("the data could not be prepared (see above); nothing was started.")
 
@@ -300,7 +302,9 @@ class Display:
     def update(self, run: Running) -> None:
         row, point = latest_row(run.point.folder), run.point
         if row:
-            detail = f"{row['tokens'] / 1e6:.2f}M tokens  loss {row['loss']:.3f}  {row['tokens_per_second'] / 1e3:.1f}k/s"
+            detail = (
+                f"{row['tokens'] / 1e6:.2f}M tokens  loss {row['loss']:.3f}  {row['tokens_per_second'] / 1e3:.1f}k/s"
+            )
             self.progress.update(self.tasks[point.run_id], completed=row["tokens"], detail=detail)
             self._advance(point, row["tokens"])
 

@@ -81,7 +81,7 @@ def train_point(config: dict[str, Any], folder: Path) -> str:
 
 
 def warn_of_changes(folder: Path, life: dict[str, Any]) -> None:
-    """Bit-for-bit resumption needs the same layout, thread count and libraries: says what differs from the last life."""
+    """Says what differs from the last life: the same bits need the same layout, thread count and libraries."""
     lives = read_lines(folder / "lives.jsonl")
     for key in ("world_size", "strategy", "threads", "device", "torch"):
         if lives and lives[-1].get(key) != life[key]:

@@ -39,7 +39,7 @@ def save(folder: Path, tokens: int, state: dict[str, Any], keep: int) -> None:
 
 
 def load_latest(folder: Path) -> dict[str, Any] | None:
-    """The newest whole checkpoint's state, on the CPU; None if there is none. A damaged one is named and passed over."""
+    """The newest whole checkpoint's state, on the CPU; None without one. A damaged one is named and passed over."""
     for candidate in _folders(folder):
         problem = _damage(candidate)
         if problem is None:
@@ -69,4 +69,3 @@ def _damage(candidate: Path) -> str | None:
 def _checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-

@@ -100,7 +100,7 @@ def evaluate_held_out(run: Run) -> dict[str, float]:
 
 
 def restore(run: Run) -> tuple[int, float]:
-    """Loads the newest whole checkpoint into model and optimizer: (tokens seen, seconds spent); (0, 0.0) without one."""
+    """Loads the newest whole checkpoint: (tokens seen, seconds spent), or (0, 0.0) where there is none."""
     state = checkpoint.load_latest(run.folder / "checkpoints")
     if state is None:
         return 0, 0.0

@@ -11,7 +11,7 @@ from lightning.fabric import Fabric
 from torch import nn
 
 from data.batches import Batch, Batches, sample_count, sample_order
-from data.order import EvenlySpaced
+from data.order import EvenlySpaced, SampleOrder
 from data.prepare import Prepared, default_cache, open_prepared
 from optim.plan import Plan, plan_of
 from train.model import Transformer, initialize
@@ -29,6 +29,7 @@ class Run:
     plan: Plan
     shape: Shape
     prepared: Prepared
+    order: SampleOrder
     train_data: Batches
     eval_data: dict[str, tuple[Batches, int]]
     """held-out source -> (its windows, how many)"""
@@ -53,7 +54,7 @@ class Run:
     @property
     def identity(self) -> dict[str, Any]:
         """What run.json holds."""
-        sources = self.train_data.order.names
+        sources = self.order.names
         length = self.plan.sequence_length
         return {
             "run_id": self.folder.name,
@@ -63,7 +64,7 @@ class Run:
             "N_total": self.shape.N_total,
             "flops_per_token": self.shape.flops_per_token(length),
             "total_tokens": self.plan.total_tokens,
-            "unique_tokens": sum(self.train_data.order.unique) * length,
+            "unique_tokens": sum(self.order.unique) * length,
             "train_tokens": sum(self.prepared.sources[name].n_tokens for name in sources),
             "sequence_length": length,
             "vocab_size": self.prepared.vocab_size,
@@ -103,6 +104,7 @@ def build_run(config: Mapping[str, Any], folder: Path) -> Run:
         plan=plan,
         shape=shape,
         prepared=prepared,
+        order=order,
         train_data=Batches(prepared.sources, order, length, shape.document_mask),
         eval_data=held_out_batches(prepared, config["eval"]["tokens"], length, shape.document_mask),
         micro_batch_size=launch["micro_batch_size"] or -(-plan.at(0).batch_size // fabric.world_size),

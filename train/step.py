@@ -79,11 +79,11 @@ def optimizer_step(
     sums[2] = stop
     norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm if clip_norm else math.inf)
     local_loss = sums[0].clone()
-    sums = fabric.all_reduce(sums, reduce_op="sum")
+    sums = _sum_over_ranks(fabric, sums)
     loss_total, z_total, stops, grad_norm = torch.cat([sums, norm.double().reshape(1)]).tolist()  # the one sync
     result = StepResult(loss_total / valid_tokens, z_total / valid_tokens, grad_norm, stops > 0, [])
     if not result.finite:
-        losses = fabric.all_gather(local_loss).reshape(-1).tolist()
+        losses = torch.as_tensor(fabric.all_gather(local_loss)).flatten().tolist()
         result = result._replace(bad_ranks=[rank for rank, loss in enumerate(losses) if not math.isfinite(loss)])
     else:
         for group in optimizer.param_groups:
@@ -103,10 +103,16 @@ def evaluate(fabric: Fabric, model: nn.Module, micro_batches: Iterable[Batch]) -
         sums[0] += loss_sum(model(tokens, documents), targets)
         sums[1] += (targets != IGNORED).sum()
     model.train()
-    total, count = fabric.all_reduce(sums, reduce_op="sum").tolist()
+    total, count = _sum_over_ranks(fabric, sums).tolist()
     return total / count
 
 
 def _to_device(fabric: Fabric, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
     tokens, targets, documents = (None if x is None else fabric.to_device(torch.from_numpy(x)) for x in batch)
     return tokens, targets, documents  # type: ignore[return-value]
+
+
+def _sum_over_ranks(fabric: Fabric, x: Tensor) -> Tensor:
+    total = fabric.all_reduce(x, reduce_op="sum")
+    assert isinstance(total, Tensor)
+    return total

@@ -183,9 +183,7 @@ def test_a_users_own_experiment_works_far_from_the_checkout(fulcrum, tiny, tmp_p
     (tmp_path / "data").mkdir()
     (tmp_path / "train.py").write_text("raise SystemExit('the wrong train')")
     (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(
-        "# @package _global_\n"
-        "hydra: {mode: MULTIRUN, sweeper: {params: {seed: '0,1'}}}\n"
-        "schedule: {final: 0.5}\n"
+        "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {seed: '0,1'}}}\nschedule: {final: 0.5}\n"
     )
     result = fulcrum("train", *tiny, "experiment=mine")
     assert result.returncode == 0, result.stderr
@@ -197,7 +195,10 @@ def test_a_users_own_experiment_works_far_from_the_checkout(fulcrum, tiny, tmp_p
 
 
 def test_two_processes_follow_the_same_losses_as_one(fulcrum, tiny, tmp_path):
-    for name, layout in {"single": [], "ddp": ["strategy=ddp", "launch.devices=2", "launch.micro_batch_size=2"]}.items():
+    for name, layout in {
+        "single": [],
+        "ddp": ["strategy=ddp", "launch.devices=2", "launch.micro_batch_size=2"],
+    }.items():
         result = fulcrum("train", *tiny, *layout, f"launch.runs={tmp_path}/{name}", "launch.log_every_tokens=1")
         assert result.returncode == 0, (result.stderr, [p.read_text() for p in tmp_path.rglob("output.log")])
     (single,), (ddp,) = records(tmp_path / "single").values(), records(tmp_path / "ddp").values()

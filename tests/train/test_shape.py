@@ -40,7 +40,7 @@ def test_parameter_counts_are_those_of_the_model(shape):
     model = Transformer(shape, shape.vocab_size)
     outside = {id(model.embedding.weight), id(model.head.weight)}
     assert shape.N_total == sum(p.numel() for p in model.parameters())
-    assert shape.N == sum(p.numel() for p in model.parameters() if id(p) not in outside)
+    assert sum(p.numel() for p in model.parameters() if id(p) not in outside) == shape.N
 
 
 @settings(max_examples=8)
@@ -65,7 +65,7 @@ def test_named_sizes_have_about_their_name(hydra_conf, name, N):
 
     config = compose_config([f"model={name}"])["model"]
     config.pop("_target_")
-    assert Shape(**config, vocab_size=50257).N == pytest.approx(N, rel=0.01)
+    assert pytest.approx(N, rel=0.01) == Shape(**config, vocab_size=50257).N
 
 
 def test_vocabulary_is_padded_to_a_multiple_of_128():

@@ -29,7 +29,11 @@ class Noise:
 
 
 def batches(samples, micro_batch_size):
-    return list(Batches({"a": Noise()}, EvenlySpaced("a", 124, 124), LENGTH, False).micro_batches(0, samples, 0, 1, micro_batch_size))
+    return list(
+        Batches({"a": Noise()}, EvenlySpaced("a", 124, 124), LENGTH, False).micro_batches(
+            0, samples, 0, 1, micro_batch_size
+        )
+    )
 
 
 def setup():
@@ -75,7 +79,9 @@ def test_clipping_scales_the_whole_gradient():
     clipped, _, after = step(4, 4, clip_norm=free.grad_norm / 4)
     assert clipped.grad_norm == free.grad_norm
     for name in before:
-        torch.testing.assert_close(after[name] - before[name], (unclipped[name] - before[name]) / 4, rtol=1e-3, atol=1e-7)
+        torch.testing.assert_close(
+            after[name] - before[name], (unclipped[name] - before[name]) / 4, rtol=1e-3, atol=1e-7
+        )
 
 
 def test_z_loss_is_trained_on_but_not_reported_as_loss():
