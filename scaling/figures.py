@@ -21,9 +21,8 @@ from scaling.wording import short
 
 Spec = dict[str, Any]
 FORMATS = ("svg", "pdf", "png")
-_POINTS = 12_000  # rows of training curves in one page, over all runs
 _EARLY = 50  # curves start at this fraction of the smallest run: before it, every loss is that of a new model
-_BINS = (40, 150)  # per run, fewest and most
+_BINS = 16  # points of a training curve: wide enough that the noise of single batches averages out
 _NAMED = 10  # sizes that a legend names one by one
 _TICKS = ((0.7, (1, 2, 3, 4, 5, 6, 7, 8, 9)), (2.6, (1, 2, 5)), (3.8, (1, 3)))  # most decades, ticks of each
 _INK, _FAINT, _ACCENT = "#222222", "#9aa0a6", "#c2410c"
@@ -68,12 +67,11 @@ def curves(runs: pd.DataFrame, logged: pd.DataFrame, unigram: float | None = Non
 
 def binned(table: pd.DataFrame) -> pd.DataFrame:
     """Training loss of every run as means over bins that are evenly spaced in log tokens: smooth, and small."""
-    count = int(np.clip(_POINTS // max(1, table["run_id"].nunique()), *_BINS))
     table = table[np.isfinite(table["loss"])]
     log_tokens = np.log(table["tokens"])
     span = log_tokens.groupby(table["run_id"]).transform(lambda x: max(x.max() - x.min(), 1e-9))
     start = log_tokens.groupby(table["run_id"]).transform("min")
-    which = np.minimum(((log_tokens - start) / span * count).astype(int), count - 1).rename("bin")
+    which = np.minimum(((log_tokens - start) / span * _BINS).astype(int), _BINS - 1).rename("bin")
     means = table.groupby([table["run_id"], which])[["N", "tokens", "flops", "loss"]].mean()
     return means.reset_index().drop(columns="bin")
 

@@ -62,12 +62,17 @@ _NOT_CHOICES = {
 
 
 def choices(runs: pd.DataFrame) -> list[str]:
-    """Configuration columns that differ between the runs, at most a handful, fewest values first."""
+    """Configuration columns that differ between the runs, at most a handful, fewest values first.
+
+    What N already says (model.* that differ only from size to size) is left out.
+    """
     varying = []
     for name in map(str, runs):
-        if name in _NOT_CHOICES or name.startswith(("launch.", "eval_loss")):
+        if name in _NOT_CHOICES or name.startswith(("launch.", "eval", "vars.")):
             continue
         values = runs[name].map(lambda x: str(x) if isinstance(x, list | dict) else x)
+        if name.startswith("model.") and values.groupby(runs["N"]).nunique(dropna=False).max() == 1:
+            continue
         if values.nunique(dropna=False) > 1:
             varying.append((values.nunique(), name))
     return [name for _, name in sorted(varying)[:_CHOICES]]

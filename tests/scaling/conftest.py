@@ -53,7 +53,7 @@ def write_run(folder, run_id, size, cost, budget, width, seed, rng, noise, statu
     summary |= {"eval_bits_per_byte": final / 2}
     (path / "run.json").write_text(json.dumps(run))
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (path / "config.yaml").write_text(f"model:\n  d_model: {width}\npeak_lr: 0.003\n")
+    (path / "config.yaml").write_text(f"model:\n  d_model: {width}\npeak_lr: {1 / width}\n")
     if status:
         (path / "summary.json").write_text(json.dumps(summary))
 
