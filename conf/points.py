@@ -7,7 +7,6 @@ unless all points are good; a ValueError lists all bad ones.
 """
 
 import hashlib
-import inspect
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -18,15 +17,17 @@ from typing import Any
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from hydra.utils import get_class, instantiate
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import conf.schema  # noqa: F401  (registers the schema)
+from conf.typed import coerce
 from data.records import read_yaml
 from data.tokenizers import vocab_size_of
 from optim.plan import Plan, plan_of
 from train.shape import Shape
+from train.strategies import check_devices
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def compose_config(overrides: Sequence[str]) -> dict[str, Any]:
 
 def resolve(config: dict[str, Any], overrides: list[str]) -> Point:
     """Checks one configuration and names its run. ValueError with the key, the value and the fix."""
-    config = _whole_tokens(config)
+    config = _whole_tokens(coerce(config, ""))
     config["launch"]["overrides"] = overrides
     launch = config["launch"]
     _check(launch["devices"] >= 1, "launch.devices", launch["devices"], "use at least 1")
@@ -107,11 +108,15 @@ def resolve(config: dict[str, Any], overrides: list[str]) -> Point:
     )
     shape = instantiate(config["model"], vocab_size=declared or vocab_size)
     plan = plan_of(config)
-    for name in ("optimizer", "data"):
-        _instantiate_all(config[name])
-    for name in ("strategy", "logger"):
-        if launch[name]:  # these need torch to build: check their names and fields only
-            _check_fields(f"launch.{name}", launch[name])
+    _check(
+        launch["logger"] is None or isinstance(launch["logger"], dict),
+        "launch.logger",
+        launch["logger"],
+        "use logger=<name>",
+    )
+    for node in (config["optimizer"], config["data"], launch["logger"]):
+        _instantiate_all(node)
+    check_devices(instantiate(launch["strategy"]), launch["devices"])
     weights, sources = config["data"]["weights"], config["data"]["sources"]
     _check(
         weights is None or set(weights) == set(sources), "data.weights", weights, f"name each of {sorted(sources)} once"
@@ -186,15 +191,6 @@ def _instantiate_all(node: Any) -> None:
         else:
             for value in node.values():
                 _instantiate_all(value)
-
-
-def _check_fields(key: str, node: Mapping[str, Any]) -> None:
-    module_path = node["_target_"].rsplit(".", 1)[0]
-    if module_path == "train.strategies":
-        return  # imports torch; its classes have no fields yet that could be wrong
-    fields = inspect.signature(get_class(node["_target_"])).parameters
-    for name in node:
-        _check(name == "_target_" or name in fields, f"{key}.{name}", node[name], f"unknown; there is {sorted(fields)}")
 
 
 def _check_folder(point: Point) -> None:

@@ -115,6 +115,11 @@ class SampleOrder:
             )
         self.quotas = block_quotas([weights[name] for name in self.names])
 
+    @property
+    def samples_before_repeat(self) -> int:
+        """Samples of the stream after which the first source to run out begins to repeat."""
+        return min(used * BLOCK // quota for used, quota in zip(self.unique, self.quotas, strict=True))
+
     def select(self, index: Int) -> tuple[Int, Int]:
         """(source number, sample) of each stream position in `index`, int64 [n]."""
         source, rank = interleave(np.asarray(index, dtype=np.int64), self.quotas)

@@ -4,7 +4,7 @@
         config.yaml     the resolved configuration
         run.json        identity and constants
         metrics.jsonl   one line per logged step
-        lives.jsonl     one line per life of the run (start, then end)
+        lives.jsonl     one line per life of the run
         summary.json    status and final values, replaced atomically
         checkpoints/
 
@@ -18,6 +18,7 @@ import itertools
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 COMPLETED, DIVERGED, FAILED, PREEMPTED = "completed", "diverged", "failed", "preempted"
 PREEMPTED_EXIT = 85  # exit code of a run or sweep that was asked to stop and can be resumed
 
+LOCKED_EXIT = 75  # exit code of a worker that found its run being written by another process
 
 # ---------------------------------------------------------------------------------------------------- files
 
@@ -91,10 +93,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def lock_run(folder: Path) -> Iterator[None]:
     """Holds the run folder for this process; ValueError naming the holder when a live process has it."""
     with (folder / "lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{folder} is being written by {_holder(file)}: wait for it, or stop it first.") from None
+        for attempt in range(10):  # a reader that looks who holds it has it for a moment
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if attempt == 9:
+                    holder = _holder(file)
+                    raise ValueError(f"{folder} is being written by {holder}: wait for it, or stop it.") from None
+                time.sleep(0.1)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
@@ -106,9 +113,9 @@ def live_holder(folder: Path) -> str | None:
     path = folder / "lock"
     if not path.exists():
         return None
-    with path.open("a+") as file:
+    with path.open("r") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return _holder(file)
     return None
@@ -130,18 +137,24 @@ class RunWriter:
 
     def __init__(self, folder: Path, tokens: int, life: Mapping[str, Any]) -> None:
         self.folder = folder
-        self._life = {"tokens_start": tokens, **life}
         path = folder / "metrics.jsonl"
         self._rows: list[Mapping[str, Any]] = [row for row in read_metrics(path) if row["tokens"] <= tokens]
         write_atomic(path, "".join(_line(row) for row in self._rows))
         self._metrics = path.open("a")
-        self._append_life({"event": "start", **self._life})
+        start = {**life, "tokens_start": tokens, "tokens_end": None, "exit": None}
+        write_atomic(
+            folder / "lives.jsonl", "".join(_line(row) for row in [*read_lines(folder / "lives.jsonl"), start])
+        )
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Appends one logged step; on disk when this returns to the operating system."""
         self._metrics.write(_line(row))
         self._metrics.flush()
         self._rows.append(row)
+
+    def sync(self) -> None:
+        """Brings the rows to the disk: a checkpoint must not outlive the rows before it."""
+        os.fsync(self._metrics.fileno())
 
     def final(self) -> dict[str, Any]:
         """The values a run ends with: `loss` is the mean over the rows of the last tenth, the others are the last."""
@@ -154,15 +167,18 @@ class RunWriter:
 
     def close(self, status: str, stop_reason: str, final: Mapping[str, Any]) -> None:
         """Ends this life: summary.json holds `status`, `stop_reason` and `final`."""
-        os.fsync(self._metrics.fileno())
+        self.sync()
         self._metrics.close()
-        self._append_life({"event": "end", "tokens_end": final.get("tokens"), "exit": status, **self._life})
+        end_life(self.folder, status)
         write_json(self.folder / "summary.json", {"status": status, "stop_reason": stop_reason, **final})
 
-    def _append_life(self, row: Mapping[str, Any]) -> None:
-        path = self.folder / "lives.jsonl"
-        # a life that was killed in mid-write leaves a torn line: cut it off before the next one
-        write_atomic(path, "".join(_line(old) for old in read_lines(path)) + _line(row))
+
+def end_life(folder: Path, how: str) -> None:
+    """Notes in lives.jsonl how the last life ended, and at how many logged tokens; nothing if it has ended already."""
+    lives = read_lines(folder / "lives.jsonl")
+    if lives and lives[-1]["exit"] is None:
+        lives[-1] |= {"tokens_end": latest_row(folder).get("tokens", lives[-1]["tokens_start"]), "exit": how}
+        write_atomic(folder / "lives.jsonl", "".join(_line(row) for row in lives))
 
 
 def _line(row: Mapping[str, Any]) -> str:
@@ -199,13 +215,13 @@ def load_runs(path: str | Path, columns: Mapping[str, str] | None = None) -> "pd
     if path.is_file():
         return _renamed(_read_table(path), columns, path)
     rows = []
-    for file in sorted(path.rglob("run.json")):
-        folder = file.parent
-        run, summary = read_json(file), read_json(folder / "summary.json")
+    # a run that failed early has a summary but no run.json
+    for folder in sorted({file.parent for name in ("run.json", "summary.json") for file in path.rglob(name)}):
+        run, summary = read_json(folder / "run.json"), read_json(folder / "summary.json")
         holder = live_holder(folder)
         status = "running" if holder else summary.get("status", "unfinished")
         flat = dict(_flatten(read_yaml(folder / "config.yaml")))
-        row = flat | run | summary | {"status": status, "folder": str(folder)}
+        row = {"run_id": folder.name} | flat | run | summary | {"status": status, "folder": str(folder)}
         row["D"], row["C"] = row.get("tokens"), row.get("flops")
         rows.append(row)
     if not rows:
@@ -266,8 +282,11 @@ def latest_row(folder: Path) -> dict[str, Any]:
     """The last whole row of a run's metrics.jsonl, read from its end (cheap enough to poll); {} when there is none."""
     try:
         with (folder / "metrics.jsonl").open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
             lines = file.read().split(b"\n")
     except FileNotFoundError:
         return {}
-    return json.loads(lines[-2]) if len(lines) > 1 else {}
+    try:
+        return json.loads(lines[-2]) if len(lines) > 1 else {}
+    except ValueError:  # longer than what was read
+        return {}

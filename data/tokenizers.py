@@ -180,11 +180,6 @@ def instantiate(config: Mapping[str, Any]) -> Any:
         raise ValueError(f"{dict(config)}: {error}") from error
 
 
-def padded_vocab(vocab_size: int) -> int:
-    """The vocabulary rounded up to a multiple of 128, which tensor cores like; the added rows are never a target."""
-    return -(-vocab_size // 128) * 128
-
-
 def _vocab_size_in(content: dict[str, Any]) -> int:
     vocab = content["model"]["vocab"]
     ids = vocab.values() if isinstance(vocab, dict) else range(len(vocab))

@@ -1,5 +1,8 @@
 """What Hydra looks for in its plugin namespace: our schema and launcher, and ./conf of the working directory."""
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +11,7 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import OmegaConf
 
 import conf
 import conf.schema
@@ -17,12 +21,13 @@ class FulcrumLauncher(Launcher):
     """Receives all points of a grid at once and hands them to `slurm.launcher`."""
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
-        """Nothing to keep: the points are composed anew, each by itself."""
+        """Notes which command runs; the points are composed anew, each by itself."""
+        self.command = config.hydra.job.config_name
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[Any]:
-        from slurm.launcher import launch
+        from slurm.launcher import launch, prepare
 
-        launch([list(overrides) for overrides in job_overrides])
+        {"config": launch, "prepare": prepare}[self.command]([list(overrides) for overrides in job_overrides])
         return []
 
 
@@ -35,6 +40,14 @@ class WorkingDirectoryConf(SearchPathPlugin):
             search_path.append("fulcrum-working-directory", f"file://{folder}")
 
 
+def scratch() -> str:
+    """A folder for what Hydra writes of a sweep (its multirun.yaml), removed at exit: our records say it all."""
+    folder = tempfile.mkdtemp(prefix="fulcrum-hydra-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+OmegaConf.register_new_resolver("scratch", scratch, use_cache=True, replace=True)
 ConfigStore.instance().store(
     group="hydra/launcher", name="fulcrum", node={"_target_": "hydra_plugins.fulcrum.FulcrumLauncher"}
 )

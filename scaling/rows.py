@@ -17,7 +17,12 @@ import pandas as pd
 from scaling.laws.law import Law
 
 _FINGERPRINTS = {"tokenizer_fingerprint": "tokenizers", "heldout_fingerprint": "held-out sets"}
-_UNIQUE_TOKENS = ("unique_tokens", "train_tokens_available", "train_tokens")  # the first that a row has counts
+_UNIQUE_TOKENS = (
+    "tokens_before_repeat",
+    "unique_tokens",
+    "train_tokens_available",
+    "train_tokens",
+)  # the first that a row has counts
 _SHARED_LINE = 0.999  # |correlation| of two log columns above which a family of runs has one axis only
 
 

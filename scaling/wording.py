@@ -57,6 +57,7 @@ RUN_COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
 _NOT_CHOICES = {
     *RUN_COLUMNS, "folder", "run_id", "experiment", "status", "stop_reason", "overrides", "N_total", "flops_per_token",
     "tokens", "flops", "total_tokens", "unigram_loss", "train_tokens", "created", "code_version", "parent",
+    "unique_tokens", "tokens_before_repeat",
     "data_fingerprint", "heldout_fingerprint", "tokenizer_fingerprint",
 }  # fmt: skip
 

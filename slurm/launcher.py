@@ -3,6 +3,7 @@
 overrides of all points -> conf.points (validate every one) -> data prepared and checked -> slurm.local
 """
 
+import json
 import sys
 from collections.abc import Sequence
 
@@ -10,19 +11,22 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from conf.errors import user_errors
-from conf.points import Point, expand
+from conf.points import Point, compose_config, expand
 from data.records import live_holder, read_json, write_json
-from slurm.local import prepare_data, run_points
+from slurm.local import Stop, prepare_data, refuse_missing_device, run_points
 
 
 def launch(overrides: Sequence[Sequence[str]]) -> None:
     """Validates and runs the points; ends the process with the sweep's exit code unless all completed."""
+    stop = Stop()
     with user_errors():
         points = expand(overrides)
+        refuse_missing_device(points)
         refuse_live(points)
-        prepare_data(points)
+        prepare_data(points, stop)
+        refuse_live(points)  # preparing takes its time, and two sweeps may have been started at once
         write_manifest(points)
-        code = run_points(points)
+        code = run_points(points, stop)
     if code:
         sys.exit(code)
 
@@ -45,6 +49,16 @@ def write_manifest(points: Sequence[Point]) -> None:
         known |= {p.run_id: {"run_id": p.run_id, "overrides": p.config["launch"]["overrides"]} for p in mine}
         report = mine[-1].config["launch"]["report"]
         write_json(folder / "sweep.json", {"experiment": folder.name, "report": report, "points": list(known.values())})
+
+
+def prepare(overrides: Sequence[Sequence[str]]) -> None:
+    """What `fulcrum data` does with several points: each distinct data, tokenizer and cache once."""
+    from data.__main__ import command
+
+    with user_errors():
+        configs = [compose_config(point) for point in overrides]
+        for config in {json.dumps([c["data"], c["tokenizer"], c["launch"]["cache"]]): c for c in configs}.values():
+            command(config)
 
 
 def train_command(config: DictConfig) -> None:

@@ -7,7 +7,9 @@ its workers end with it (they hold the other end of a pipe), and the next call r
 """
 
 import json
+import math
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,10 +29,13 @@ from data.records import (
     COMPLETED,
     DIVERGED,
     FAILED,
+    LOCKED_EXIT,
     PREEMPTED,
     PREEMPTED_EXIT,
+    end_life,
     latest_row,
     read_json,
+    read_lines,
     write_atomic,
     write_json,
 )
@@ -42,8 +47,16 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 # ---------------------------------------------------------------------------------------------------- data
 
 
-def prepare_data(points: Sequence[Point]) -> None:
-    """Prepares what is missing and checks the points against it, in a process of its own. ValueError if it fails."""
+def refuse_missing_device(points: Sequence[Point]) -> None:
+    if any(point.config["launch"]["accelerator"] == "cuda" for point in points) and not _has_cuda():
+        raise ValueError("launch.accelerator=cuda: this machine has no CUDA device. Use auto or cpu.")
+
+
+def prepare_data(points: Sequence[Point], stop: "Stop") -> None:
+    """Prepares what is missing and checks the points against it, in a process of its own. ValueError if it fails.
+
+    A signal ends it, and this process with the code of a preempted sweep: what is prepared already stays.
+    """
     requests = [
         {
             "run_id": point.run_id,
@@ -60,10 +73,20 @@ def prepare_data(points: Sequence[Point]) -> None:
     ]
     if not requests:
         return
-    done = subprocess.run(
-        [sys.executable, "-m", "data"], input=json.dumps(requests), text=True, env=child_environment()
+    command = [sys.executable, "-m", "data"]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, text=True, env=child_environment(), start_new_session=True
     )
-    if done.returncode:
+    assert process.stdin is not None
+    with process.stdin as pipe:
+        pipe.write(json.dumps(requests))
+    while process.poll() is None:
+        time.sleep(0.05)
+        if stop.asked:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+            sys.exit(PREEMPTED_EXIT)
+    if process.returncode:
         raise ValueError("the data could not be prepared (see above); nothing was started.")
 
 
@@ -83,9 +106,16 @@ class Running:
     processes: list[subprocess.Popen]
     parent_pipe: int
     tokens_at_start: int
+    log_start: int
+    """where this life begins in output.log"""
     failed_at: float | None = None
+    failed_rank: int | None = None
+    """the rank that failed first: the others fail because of it"""
+    signalled: bool = False
+    """the runner asked it to end"""
 
     def signal(self, number: int) -> None:
+        self.signalled = True
         for process in self.processes:
             if process.poll() is None:
                 process.send_signal(number)
@@ -101,7 +131,7 @@ class Layout:
 
 def layout(points: Sequence[Point], cores: int | None = None) -> Layout:
     """Derived from all points of the sweep, finished or not: a resumed sweep must keep its thread count."""
-    cores = cores or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = cores or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     launch = points[0].config["launch"]
     on_cuda = launch["accelerator"] == "cuda" or (launch["accelerator"] == "auto" and _has_cuda())
     # Tiny models gain nothing from a second thread, so points share the cores (docs/log.md has the measurement).
@@ -117,17 +147,21 @@ def status_of(point: Point) -> str | None:
     return read_json(point.folder / "summary.json").get("status")
 
 
-def run_points(points: Sequence[Point]) -> int:
+def run_points(points: Sequence[Point], stop: "Stop") -> int:
     """Trains what is not finished; returns 0 if all completed, 85 if stopped by a signal, else 1."""
     retry = points[0].config["launch"]["retry"]
     finished = {COMPLETED} if retry == DIVERGED else {COMPLETED, DIVERGED}
     skipped = [point for point in points if status_of(point) in finished]
     waiting = sorted((p for p in points if p not in skipped), key=lambda p: p.flops, reverse=True)
+    for key in ("parallel", "threads", "devices", "retry"):
+        if len({str(point.config["launch"][key]) for point in points}) > 1:
+            raise ValueError(f"launch.{key} differs between the points of this sweep: it must be the same for all.")
     plan = layout(points)
     how = f", {plan.parallel} at once, {plan.threads} thread{'s' * (plan.threads > 1)} each" if waiting else ""
-    console.print(f"{len(points)} points: {len(skipped)} finished, {len(waiting)} to train{how}")
+    console.print(
+        f"{len(points)} point{'s' * (len(points) > 1)}: {len(skipped)} finished, {len(waiting)} to train{how}"
+    )
 
-    stop = Stop()
     running: list[Running] = []
     with Display(points, waiting) as display:
         while running or (waiting and not stop.asked):
@@ -147,12 +181,24 @@ def run_points(points: Sequence[Point]) -> int:
 
 
 def start(point: Point, threads: int) -> Running:
-    """Writes the point's configuration and starts its processes, one per device."""
+    """Writes the point's configuration and starts its processes, one per device.
+
+    A run that goes on keeps the thread count of its last life: other counts sum in another order.
+    """
     point.folder.mkdir(parents=True, exist_ok=True)
+    if status_of(point) == DIVERGED:  # asked for again: from the start, where it went on it would diverge again
+        shutil.rmtree(point.folder / "checkpoints", ignore_errors=True)
+        (point.folder / "metrics.jsonl").unlink(missing_ok=True)
+    (point.folder / "summary.json").unlink(missing_ok=True)  # how an earlier life ended says nothing of this one
+    lives = read_lines(point.folder / "lives.jsonl")
+    if lives and point.config["launch"]["threads"] is None:
+        threads = lives[-1]["threads"]
     write_atomic(point.folder / "config.yaml", yaml.safe_dump(point.config, sort_keys=False))
     reader, writer = os.pipe()
     world_size = point.config["launch"]["devices"]
     port = _free_port()
+    log = point.folder / "output.log"
+    log_start = log.stat().st_size if log.exists() else 0
     processes = []
     for rank in range(world_size):
         environment = child_environment(
@@ -165,40 +211,52 @@ def start(point: Point, threads: int) -> Running:
             MASTER_PORT=port,
             FULCRUM_PARENT_PIPE=reader,
         )
-        with (point.folder / "output.log").open("a") as log:
+        with log.open("a") as output:
             command = [sys.executable, "-m", "train", str(point.folder)]
             processes.append(
                 # a session of its own: Ctrl-C reaches the runner, which passes one signal on
                 subprocess.Popen(
-                    command, env=environment, stdout=log, stderr=log, pass_fds=[reader], start_new_session=True
+                    command, env=environment, stdout=output, stderr=output, pass_fds=[reader], start_new_session=True
                 )
             )
     os.close(reader)
-    return Running(point, processes, writer, latest_row(point.folder).get("tokens", 0))
+    return Running(point, processes, writer, latest_row(point.folder).get("tokens", 0), log_start)
 
 
 def ended(run: Running) -> bool:
     """Whether all processes of the point are gone; after one failed, the others are ended too."""
     codes = [process.poll() for process in run.processes]
-    if run.failed_at is None and any(code not in (None, 0, PREEMPTED_EXIT) for code in codes):
-        run.failed_at = time.monotonic()
+    failed = [rank for rank, code in enumerate(codes) if code not in (None, 0, PREEMPTED_EXIT)]
+    if failed and run.failed_at is None:
+        run.failed_at, run.failed_rank = time.monotonic(), failed[0]
     if run.failed_at is not None and time.monotonic() - run.failed_at > GRACE:
-        run.signal(signal.SIGKILL)
+        for process in run.processes:
+            process.kill()
     return None not in codes
 
 
 def conclude(run: Running) -> None:
-    """Makes sure that the record says how a run ended that could not say so itself (killed, out of memory)."""
+    """Sees to it that the record says how a run ended that could not say so itself (killed, out of memory)."""
     os.close(run.parent_pipe)
-    codes = [process.returncode for process in run.processes]
-    bad = [code for code in codes if code not in (0, PREEMPTED_EXIT)]
-    if bad and status_of(run.point) not in (FAILED, DIVERGED):
-        code = bad[0]
-        reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        write_json(
-            run.point.folder / "summary.json",
-            read_json(run.point.folder / "summary.json") | {"status": FAILED, "stop_reason": reason},
-        )
+    folder = run.point.folder
+    with (folder / "output.log").open(errors="replace") as log:
+        log.seek(run.log_start)
+        for line in log:
+            if line.startswith("warning: "):
+                console.print(f"{run.point.run_id}: {line.rstrip()}", markup=False)
+    if run.failed_rank is None or run.processes[run.failed_rank].returncode == LOCKED_EXIT:
+        return
+    code = run.processes[run.failed_rank].returncode
+    how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    reason = f"rank {run.failed_rank}: {how}"
+    summary = read_json(folder / "summary.json")
+    if run.signalled and code < 0:
+        write_json(folder / "summary.json", {"status": PREEMPTED, "stop_reason": reason})
+    elif not summary:
+        write_json(folder / "summary.json", {"status": FAILED, "stop_reason": reason})
+    elif summary["status"] == FAILED and run.failed_rank > 0:  # rank 0 only saw the others go
+        write_json(folder / "summary.json", summary | {"stop_reason": f"{reason}; then {summary['stop_reason']}"})
+    end_life(folder, status_of(run.point) or FAILED)
 
 
 def summarize(points: Sequence[Point], stopped: bool) -> int:
@@ -224,18 +282,23 @@ class Stop:
     def __init__(self) -> None:
         self.asked = 0
         self._delivered = 0
+        self._last = -math.inf
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, *_: Any) -> None:
-        self.asked += 1
+        if time.monotonic() - self._last > 1:  # a batch system may send one signal twice
+            self.asked += 1
+        self._last = time.monotonic()
 
     def deliver(self, running: Sequence[Running]) -> None:
         if self.asked > self._delivered:
+            first = self._delivered == 0
             self._delivered = self.asked
-            console.print("stopping: running points checkpoint first (a second signal ends them at once)")
+            words = "stopping: running points checkpoint first (a second signal ends them at once)"
+            console.print(words if first else "ending the running points now")
             for run in running:
-                run.signal(signal.SIGTERM if self.asked == 1 else signal.SIGKILL)
+                run.signal(signal.SIGTERM if first else signal.SIGKILL)
 
 
 # ---------------------------------------------------------------------------------------------------- display

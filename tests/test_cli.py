@@ -9,7 +9,7 @@ import pytest
 def test_each_command_explains_itself_with_examples(fulcrum, command):
     result = fulcrum(command, "--help")
     assert result.returncode == 0
-    assert f"fulcrum {command}" in result.stdout and "Examples" in result.stdout
+    assert result.stdout.count(f"fulcrum {command}") >= 3, "a title and examples"
 
 
 def test_fulcrum_alone_lists_its_commands(fulcrum):

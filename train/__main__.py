@@ -1,7 +1,8 @@
 """`python -m train <run folder>`: the worker that trains one point, on one device.
 
 The folder holds config.yaml. Processes of one point find each other by RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and
-MASTER_PORT. Exit codes: 0 completed, 85 asked to stop (resumable), 1 anything else; summary.json says what.
+MASTER_PORT. Exit codes: 0 completed, 85 asked to stop (resumable), 75 another process writes this run, 1 anything else;
+summary.json says what.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import importlib.metadata
 import os
 import platform
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -21,10 +23,11 @@ import yaml
 from data.records import (
     COMPLETED,
     FAILED,
+    LOCKED_EXIT,
     PREEMPTED,
     PREEMPTED_EXIT,
+    end_life,
     lock_run,
-    read_json,
     read_lines,
     write_json,
     write_once,
@@ -32,27 +35,35 @@ from data.records import (
 
 
 def main(folder: Path) -> int:
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, lambda *_: stop.set())
     end_with_parent()
     config = yaml.safe_load((folder / "config.yaml").read_text())
     is_first = int(os.environ.get("RANK", 0)) == 0
-    with lock_run(folder) if is_first else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        if is_first:
+            try:
+                stack.enter_context(lock_run(folder))
+            except ValueError as error:
+                print(f"error: {error}", file=sys.stderr)
+                return LOCKED_EXIT
+        if is_first:  # how an earlier life ended says nothing of this one
+            (folder / "summary.json").unlink(missing_ok=True)
         try:
-            status = train_point(config, folder)
+            status = train_point(config, folder, stop)
         except Exception as error:
             traceback.print_exc()
             print(f"error: {error}", file=sys.stderr)
             if is_first:
-                failed = {"status": FAILED, "stop_reason": f"{type(error).__name__}: {error}"}
-                write_json(folder / "summary.json", read_json(folder / "summary.json") | failed)
+                reason = f"{type(error).__name__}: {error}"
+                end_life(folder, FAILED)
+                write_json(folder / "summary.json", {"status": FAILED, "stop_reason": reason})
             return 1
     return {COMPLETED: 0, PREEMPTED: PREEMPTED_EXIT}.get(status, 1)
 
 
-def train_point(config: dict[str, Any], folder: Path) -> str:
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, lambda *_: stop.set())
-
+def train_point(config: dict[str, Any], folder: Path, stop: threading.Event) -> str:
     import torch
 
     from train.loop import train
@@ -72,10 +83,11 @@ def train_point(config: dict[str, Any], folder: Path) -> str:
         "job_id": os.environ.get("SLURM_JOB_ID"),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "fulcrum": importlib.metadata.version("fulcrum"),
+        "fulcrum": code_version(),
     }
     if run.fabric.is_global_zero:
-        write_once(folder, run.identity)
+        created = {"created": life["started"], "code_version": life["fulcrum"]}
+        write_once(folder, run.identity | created)
         warn_of_changes(folder, life)
     return train(run, life, stop.is_set)
 
@@ -90,6 +102,17 @@ def warn_of_changes(folder: Path, life: dict[str, Any]) -> None:
                 "the samples and the plan stay the same, the last bits of the losses may not.",
                 file=sys.stderr,
             )
+
+
+def code_version() -> str:
+    """The installed version, with the commit where this is a checkout."""
+    version = importlib.metadata.version("fulcrum")
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    with contextlib.suppress(OSError):
+        described = subprocess.run(command, text=True, capture_output=True)
+        if described.returncode == 0:
+            return f"{version}+{described.stdout.strip()}"
+    return version
 
 
 def end_with_parent() -> None:

@@ -11,7 +11,7 @@ Nothing about schedules, data order or random numbers is stored: they follow fro
 import hashlib
 import os
 import shutil
-import warnings
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ def save(folder: Path, tokens: int, state: dict[str, Any], keep: int) -> None:
     """Writes `state` under `folder`, then removes all but the `keep` newest checkpoints."""
     final = folder / f"{tokens:012d}"
     temporary = folder / f".{final.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for cut_off in folder.glob(".*.tmp"):  # by a kill in mid-write
+        shutil.rmtree(cut_off)
     temporary.mkdir(parents=True)
     path = temporary / "state.pt"
     with path.open("wb") as file:
@@ -44,7 +45,7 @@ def load_latest(folder: Path) -> dict[str, Any] | None:
         problem = _damage(candidate)
         if problem is None:
             return torch.load(candidate / "state.pt", map_location="cpu", weights_only=True)
-        warnings.warn(f"checkpoint {candidate} is damaged ({problem}); the one before it is used.", stacklevel=2)
+        print(f"warning: checkpoint {candidate} is damaged ({problem}); the one before it is used.", file=sys.stderr)
     return None
 
 
@@ -54,7 +55,10 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _damage(candidate: Path) -> str | None:
-    manifest = read_json(candidate / "manifest.json")
+    try:
+        manifest = read_json(candidate / "manifest.json")
+    except ValueError:
+        return "its manifest is not valid JSON"
     if not manifest:
         return "no manifest"
     for name, checksum in manifest["files"].items():

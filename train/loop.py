@@ -16,6 +16,8 @@ from train import checkpoint
 from train.run import Run
 from train.step import StepResult, evaluate, optimizer_step
 
+STOP_REASONS = {COMPLETED: "budget", PREEMPTED: "signal", DIVERGED: "non-finite loss or gradient"}
+
 
 def train(run: Run, life: dict[str, Any], stop_requested: Callable[[], bool]) -> str:
     """Trains from the newest checkpoint, or from the start, to the end of the plan; returns how it ended."""
@@ -44,9 +46,8 @@ def train(run: Run, life: dict[str, Any], stop_requested: Callable[[], bool]) ->
             stop=stop_requested(),
         )
         if not result.finite:
-            if record:
-                record.close(DIVERGED, "non-finite loss or gradient", divergence(result, step, tokens, batch_size, run))
-            return DIVERGED
+            status = DIVERGED
+            break
         before, tokens, step, stop = tokens, tokens + batch_size * length, step + 1, result.stop
 
         done = tokens == plan.final_tokens
@@ -73,11 +74,15 @@ def train(run: Run, life: dict[str, Any], stop_requested: Callable[[], bool]) ->
                 logger.log_metrics({k: v for k, v in row.items() if v is not None}, step)
             logged_tokens, logged_at = tokens, now
         if done or stop or passes(before, tokens, save_every):
+            if record:
+                record.sync()
             save(run, tokens, seconds_before + time.perf_counter() - started)
 
-    status = COMPLETED if tokens == plan.final_tokens else PREEMPTED
+    else:
+        status = COMPLETED if tokens == plan.final_tokens else PREEMPTED
     if record:
-        record.close(status, "budget" if status == COMPLETED else "signal", record.final())
+        where = divergence(result, step, tokens, batch_size, run) if status == DIVERGED else {}
+        record.close(status, STOP_REASONS[status], record.final() | where)
     for logger in run.loggers:
         logger.finalize("success")
     return status
@@ -125,8 +130,9 @@ def divergence(result: StepResult, step: int, tokens: int, batch_size: int, run:
     """Where it went wrong: the step that was not made, its samples, and the ranks whose loss was not finite."""
     first = tokens // run.plan.sequence_length
     return {
-        "step": step,
+        "steps": step,
         "tokens": tokens,
+        "flops": run.shape.flops_per_token(run.plan.sequence_length) * tokens,
         "samples": [first, first + batch_size],
         "ranks": result.bad_ranks,
         "loss": result.loss,

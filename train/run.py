@@ -65,6 +65,7 @@ class Run:
             "flops_per_token": self.shape.flops_per_token(length),
             "total_tokens": self.plan.total_tokens,
             "unique_tokens": sum(self.order.unique) * length,
+            "tokens_before_repeat": self.order.samples_before_repeat * length,
             "train_tokens": sum(self.prepared.sources[name].n_tokens for name in sources),
             "sequence_length": length,
             "vocab_size": self.prepared.vocab_size,

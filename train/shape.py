@@ -60,6 +60,9 @@ class Shape:
                     "change one of them or give model.head_dim."
                 )
             object.__setattr__(self, "head_dim", self.d_model // self.n_heads)
+        for name in ("n_kv_heads", "head_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1.")
         if self.n_heads % self.kv_heads:
             raise ValueError(
                 f"model.n_kv_heads={self.n_kv_heads} does not divide model.n_heads={self.n_heads}: "

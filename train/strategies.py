@@ -6,11 +6,11 @@ MASTER_PORT in the environment.
 
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from lightning.fabric import Fabric
-from lightning.fabric.plugins.environments import TorchElasticEnvironment
-from lightning.fabric.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+if TYPE_CHECKING:  # a login node validates a strategy without torch
+    from lightning.fabric import Fabric
+    from lightning.fabric.strategies import Strategy
 
 PRECISIONS = {"float32": "32-true", "bf16": "bf16-mixed"}
 
@@ -19,12 +19,11 @@ PRECISIONS = {"float32": "32-true", "bf16": "bf16-mixed"}
 class Single:
     """One device."""
 
-    def build(self, accelerator: str) -> Strategy:
-        if int(os.environ.get("WORLD_SIZE", 1)) != 1:
-            raise ValueError(
-                f"launch.strategy=single runs on one device, WORLD_SIZE is {os.environ['WORLD_SIZE']}: "
-                "use launch.devices=1 or strategy=ddp."
-            )
+    max_devices = 1
+
+    def build(self, accelerator: str) -> "Strategy":
+        from lightning.fabric.strategies import SingleDeviceStrategy
+
         return SingleDeviceStrategy("cuda:0" if accelerator == "cuda" else accelerator)
 
 
@@ -32,19 +31,27 @@ class Single:
 class DDP:
     """Weights on every device, gradients averaged (torch DistributedDataParallel)."""
 
-    def build(self, accelerator: str) -> Strategy:
-        # static graph and views: gradients live in the reduction buckets, no copy
+    max_devices = None
+
+    def build(self, accelerator: str) -> "Strategy":
+        from lightning.fabric.plugins.environments import TorchElasticEnvironment
+        from lightning.fabric.strategies import DDPStrategy
+
         return DDPStrategy(
             cluster_environment=TorchElasticEnvironment(),
             process_group_backend="nccl" if accelerator == "cuda" else "gloo",
-            gradient_as_bucket_view=True,
+            gradient_as_bucket_view=True,  # gradients live in the reduction buckets: no copy
         )
 
 
-def build_fabric(strategy: Single | DDP, accelerator: str, precision: str) -> Fabric:
-    """A launched Fabric on this process's device."""
+def build_fabric(strategy: Single | DDP, accelerator: str, precision: str) -> "Fabric":
+    """A launched Fabric on this process's device. ValueError where there are more processes than the strategy takes."""
+    import torch
+    from lightning.fabric import Fabric
+
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    check_devices(strategy, int(os.environ.get("WORLD_SIZE", 1)))
     world_size, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     fabric = Fabric(
         accelerator=accelerator,
@@ -55,3 +62,11 @@ def build_fabric(strategy: Single | DDP, accelerator: str, precision: str) -> Fa
     )
     fabric.launch()
     return fabric
+
+
+def check_devices(strategy: Single | DDP, devices: int) -> None:
+    if strategy.max_devices is not None and devices > strategy.max_devices:
+        raise ValueError(
+            f"strategy={type(strategy).__name__.lower()} takes {strategy.max_devices} device, there are {devices}: "
+            "use launch.devices=1 or strategy=ddp."
+        )

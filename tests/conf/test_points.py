@@ -15,6 +15,9 @@ def test_points_of_a_grid_are_named_by_what_they_are(tiny):
 def test_the_spelling_of_a_number_does_not_change_the_run(tiny):
     ids = {expand([[*tiny, f"total_tokens={value}"]])[0].run_id for value in ("6400", "6.4e3", "6400.0", "6401")}
     assert len(ids) == 1
+    points = [expand([[*tiny, f"ramp.batch_size={value}"]])[0] for value in ("6", "6.0", "${div:12,2}")]
+    assert len({point.run_id for point in points}) == 1
+    assert type(points[1].config["ramp"]["batch_size"]) is int
     assert canonical_json({"b": 1.0, "a": [2e3]}) == '{"a":[2000],"b":1}'
 
 
@@ -28,7 +31,7 @@ def test_options_that_are_null_leave_old_run_ids_as_they_are(tiny):
 def test_run_ids_do_not_change_between_versions():
     """A change here orphans every record that users have: only a changed default of an identity field may cause it."""
     (point,) = expand([["model=tiny", "data=stdlib", "tokenizer=bytes", "seed=3"]])
-    assert point.run_id == "r467ea4b39a6"
+    assert point.run_id == "ra1b7656202e"
 
 
 def test_all_bad_points_are_listed_and_none_is_returned(tiny):
@@ -56,6 +59,15 @@ def test_two_points_that_are_the_same_run_are_refused(tiny):
         ("total_tokens=0", "total_tokens=0"),
         ("eval.tokens=1.5", "eval.tokens=1.5"),
         ("launch.devices=0", "launch.devices=0"),
+        ("launch.devices=2", "strategy=single takes 1 device, there are 2"),
+        ("ramp.batch_size=4.5", "ramp.batch_size=4.5: a whole number is needed"),
+        ("model.d_model=abc", "model.d_model=abc: a whole number is needed"),
+        ("optimizer.beta1=abc", "optimizer.beta1=abc: a number is needed"),
+        ("model.tied=2", "model.tied=2: true or false is needed"),
+        ("model.n_kv_heads=0", "model.n_kv_heads=0"),
+        ("total_tokens=inf", "total_tokens=inf: a finite number is needed"),
+        ("peak_lr=inf", "peak_lr=inf: a finite number is needed"),
+        ("launch.logger=5", "launch.logger=5"),
         ("clip_norm=-1", "clip_norm=-1"),
         ("model.vocab_size=100", "model.vocab_size=100: the tokenizer has 257 ids"),
         ("data.sources.files.paths=[]", "paths"),

@@ -51,6 +51,20 @@ def test_each_epoch_of_each_source_is_a_permutation(sizes, seed, data):
             assert sorted(mine[epoch * size : (epoch + 1) * size]) == list(range(size))
 
 
+@given(st.lists(st.integers(20, 300), min_size=1, max_size=4))
+def test_it_is_known_when_the_first_source_repeats(sizes):
+    names = [f"s{k}" for k in range(len(sizes))]
+    order = SampleOrder(dict(zip(names, sizes, strict=True)), dict.fromkeys(names, 1.0), 0)
+
+    def repeats(samples):
+        pairs = list(zip(*order.select(np.arange(samples)), strict=True))
+        return len(set(pairs)) < len(pairs)
+
+    slack = 2 * len(sizes)  # a source's share of a prefix is exact to within a slot for each split
+    assert not repeats(max(1, order.samples_before_repeat - slack * len(sizes)))
+    assert repeats(order.samples_before_repeat + slack * len(sizes))
+
+
 def test_epochs_differ_and_seeds_differ():
     def first_epochs(seed):
         return SampleOrder({"a": 500}, {"a": 1}, seed).select(np.arange(1000))[1]

@@ -19,7 +19,7 @@ import data.__main__
 import data.shards
 from data import tokenizers
 from data.prepare import Request, default_cache, open_prepared, prepare
-from data.tokenizers import load, padded_vocab, vocab_size_of
+from data.tokenizers import load, vocab_size_of
 from data.tokens import Tokens
 
 BYTES = {"_target_": "data.tokenizers.Bytes"}
@@ -345,11 +345,6 @@ def special(names, letters="abcde"):
     return tokenizer
 
 
-@pytest.mark.parametrize(("size", "padded"), [(1, 128), (128, 128), (129, 256), (257, 384), (50257, 50304)])
-def test_vocabulary_is_padded_to_a_multiple_of_128(size, padded):
-    assert padded_vocab(size) == padded
-
-
 @pytest.mark.parametrize("name", ["</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>"])
 def test_file_tokenizer_finds_its_end_of_text(tmp_path, name):
     special(["<pad>", name]).save(str(tmp_path / "t.json"))
@@ -464,9 +459,9 @@ def run_main(monkeypatch, capsys, records):
 def test_records_are_prepared_once_and_held_against_the_data(tmp_path, monkeypatch, capsys):
     write(tmp_path / "a.jsonl", sentences(100))
     record = {"run_id": "r1", "data": config(tmp_path), "tokenizer": BYTES, "cache": str(tmp_path / "cache"),
-              "sequence_length": 64, "eval_tokens": 100, "processes": 1}  # fmt: skip
+              "sequence_length": 64, "unique_tokens": None, "seed": 0, "verify": True}  # fmt: skip
     calls = []
-    monkeypatch.setattr(data.__main__, "prepare", lambda *arguments: calls.append(1) or prepare(*arguments))
+    monkeypatch.setattr(data.__main__, "prepare", lambda *a, **k: calls.append(1) or prepare(*a, **k))
     assert run_main(monkeypatch, capsys, [record, record | {"run_id": "r2"}])[0] == 0
     assert len(calls) == 1
     long = record | {"run_id": "r3", "sequence_length": 4000}

@@ -48,8 +48,11 @@ def test_a_resumed_writer_keeps_the_rows_up_to_its_checkpoint_and_no_torn_line(t
         file.write('{"tokens": 60, "lo')
     write(tmp_path, 10, 60, start=30).close("completed", "budget", {"tokens": 60})
     assert [row["tokens"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [10, 20, 30, 40, 50, 60]
-    events = [json.loads(line)["event"] for line in (tmp_path / "lives.jsonl").read_text().splitlines()]
-    assert events == ["start", "start", "end"]
+    lives = [json.loads(line) for line in (tmp_path / "lives.jsonl").read_text().splitlines()]
+    assert [(life["tokens_start"], life["tokens_end"], life["exit"]) for life in lives] == [
+        (0, None, None),
+        (30, 60, "completed"),
+    ]
 
 
 def _hold(folder, held, done):

@@ -53,25 +53,26 @@ def test_a_stopped_run_goes_on_bit_for_bit(point, stops):
         torch.testing.assert_close(weights[name], value, rtol=0, atol=0)
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(point):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(point, capsys):
     life(point)
     undisturbed = rows(point)
     newest = sorted((point.folder / "checkpoints").iterdir())[-1]
     content = bytearray((newest / "state.pt").read_bytes())
     content[len(content) // 2] ^= 1
     (newest / "state.pt").write_bytes(content)
-    with pytest.warns(UserWarning, match=f"{newest.name} is damaged .checksum of state.pt differs"):
-        status, _ = life(point)
+    status, _ = life(point)
+    assert f"{newest.name} is damaged (checksum of state.pt differs)" in capsys.readouterr().err
     assert status == "completed" and rows(point) == undisturbed
 
 
-def test_a_checkpoint_without_its_manifest_does_not_count(tmp_path):
+@pytest.mark.parametrize(("content", "problem"), [(None, "no manifest"), ('{"tok', "not valid JSON")])
+def test_a_checkpoint_without_a_whole_manifest_does_not_count(tmp_path, capsys, content, problem):
     checkpoint.save(tmp_path, 10, {"tokens": 10}, keep=2)
     checkpoint.save(tmp_path, 20, {"tokens": 20}, keep=2)
-    (tmp_path / "000000000020" / "manifest.json").unlink()
-    with pytest.warns(UserWarning, match="no manifest"):
-        state = checkpoint.load_latest(tmp_path)
-    assert state == {"tokens": 10}
+    manifest = tmp_path / "000000000020" / "manifest.json"
+    manifest.unlink() if content is None else manifest.write_text(content)
+    assert checkpoint.load_latest(tmp_path) == {"tokens": 10}
+    assert problem in capsys.readouterr().err
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
