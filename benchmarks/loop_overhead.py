@@ -25,8 +25,8 @@ from train.loop import evaluate_held_out, train
 from train.model import Transformer, initialize
 from train.run import build_run
 
-ROUNDS = 5
-STEPS = 60
+ROUNDS = 3
+STEPS = 195  # one checkpoint interval of the longest quickstart run, so that its cost has its true share
 
 
 def bare_loop(run, steps: int) -> float:
@@ -63,9 +63,10 @@ def main() -> None:
     torch.set_num_threads(1)
     overrides = sys.argv[1:] or ["model=1m"]
     with initialize_config_module("conf", version_base="1.3"):
-        shape = expand([["experiment=quickstart", *overrides]])[0]
-        tokens = STEPS * shape.plan.at(0).batch_size * shape.plan.sequence_length
+        plan = expand([["experiment=quickstart", "total_tokens=800e3", *overrides]])[0].plan
+        tokens = STEPS * plan.at(0).batch_size * plan.sequence_length
         extra = [f"total_tokens={tokens}", f"eval.every_tokens={tokens}", "eval.tokens=1024"]
+        extra += [f"launch.checkpoint.every_tokens={tokens}", f"launch.log_every_tokens={plan.total_tokens / 200}"]
         (point,) = expand([["experiment=quickstart", *overrides, *extra]])
     cache = point.config["launch"]["cache"]
     prepare(point.config["data"], point.config["tokenizer"], Path(cache) if cache else default_cache())

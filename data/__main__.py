@@ -57,9 +57,9 @@ def command(cfg: Mapping[str, Any]) -> None:
     launch = cfg.get("launch") or {}
     cache = Path(launch["cache"]) if launch.get("cache") else default_cache()
     prepared = prepare(cfg["data"], cfg["tokenizer"], cache)
+    print(table(prepared))
     if cfg.get("sequence_length"):
         check_fits(prepared, cfg["sequence_length"])
-    print(table(prepared))
 
 
 def table(prepared: Prepared) -> str:

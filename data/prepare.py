@@ -69,18 +69,12 @@ class Prepared:
 
     @property
     def unigram_loss(self) -> float:
-        """Nats per held-out token under the unigram distribution of each source's training tokens."""
-        total = sum(tokens.manifest["unigram_loss"] * tokens.n_tokens for tokens in self.heldout.values())
-        return float(total / sum(tokens.n_tokens for tokens in self.heldout.values()))
-
-    @property
-    def bytes_per_token(self) -> float:
-        """Text bytes per held-out token, eos included."""
-        held = self.heldout.values()
-        return sum(tokens.text_bytes for tokens in held) / sum(tokens.n_tokens for tokens in held)
+        """Nats per held-out token under each source's unigram distribution; sources weighted as in training."""
+        return float(sum(w * self.heldout[name].manifest["unigram_loss"] for name, w in self.weights.items()))
 
     @property
     def bytes_per_token_by_source(self) -> dict[str, float]:
+        """Text bytes per held-out token, eos included."""
         return {name: tokens.text_bytes / tokens.n_tokens for name, tokens in self.heldout.items()}
 
     def summary(self) -> list[dict[str, Any]]:

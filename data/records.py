@@ -137,6 +137,8 @@ class RunWriter:
 
     def __init__(self, folder: Path, tokens: int, life: Mapping[str, Any]) -> None:
         self.folder = folder
+        for cut_off in folder.glob(".*.tmp"):  # by a kill in mid-write
+            cut_off.unlink()
         path = folder / "metrics.jsonl"
         self._rows: list[Mapping[str, Any]] = [row for row in read_metrics(path) if row["tokens"] <= tokens]
         write_atomic(path, "".join(_line(row) for row in self._rows))

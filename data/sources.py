@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, Protocol, cast
 
 FORMATS = (".txt", ".jsonl", ".parquet")
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+LARGEST_DOCUMENT = 1 << 28  # bytes of a .txt file, which is one document and held in memory whole
 
 
 class Source(Protocol):
@@ -117,7 +118,13 @@ class Files:
         else:
             with _open(path) as stream:
                 if kind == ".txt":
-                    yield stream.read().decode("utf-8", "replace")
+                    text = stream.read(LARGEST_DOCUMENT + 1)
+                    if len(text) > LARGEST_DOCUMENT:
+                        raise ValueError(
+                            f"paths: {path} is one document of more than {LARGEST_DOCUMENT >> 20} MiB, and a document "
+                            "is held in memory whole. Cut it into .jsonl, a document a line"
+                        )
+                    yield text.decode("utf-8", "replace")
                 else:
                     yield from self._texts(path, "line", _json_rows(path, stream))
 
@@ -167,9 +174,13 @@ class Hub:
         if columns is not None:
             self._check(columns)
             rows = rows.select_columns([self.text])
-        for number, row in enumerate(islice(rows, self.limit), 1):
-            self._check(row)
-            yield from _text(row[self.text], self.text, f"{self.dataset}, row {number}")
+        number = 0
+        try:
+            for number, row in enumerate(islice(rows, self.limit), 1):
+                self._check(row)
+                yield from _text(row[self.text], self.text, f"{self.dataset}, row {number}")
+        except OSError as error:  # the network's and the disk's; the same command goes on where it was
+            raise ValueError(f"dataset={self.dataset!r} broke off after row {number}: {error}") from error
 
     def _check(self, columns: Iterable[str]) -> None:
         if self.text not in columns:

@@ -228,7 +228,9 @@ def _log(channel: Any, name: str, title: str | None, values: Any, label: str) ->
         f"{name}:Q",
         title=title,
         scale=alt.Scale(type="log", nice=False, domain=[low, high]),
-        axis=alt.Axis(labelExpr=label, values=_ticks(low, high), labelOverlap="greedy"),
+        axis=alt.Axis(
+            labelExpr=label, values=_ticks(low, high), labelOverlap="greedy", labelFlush=False, labelSeparation=6
+        ),
     )
 
 

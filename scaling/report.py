@@ -67,6 +67,7 @@ def write_report(
     )
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "index.html", text)
+    (out / "fit.json").unlink(missing_ok=True)  # of an earlier report: this one may have no law
     for part in done:
         if part.numbers is not None:
             write_json(out / "fit.json", part.numbers | {"command": command})

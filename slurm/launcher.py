@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from conf.errors import user_errors
 from conf.points import Point, compose_config, expand
-from data.records import live_holder, read_json, write_json
+from data.records import live_holder, lock_run, read_json, write_json
 from slurm.local import Stop, prepare_data, refuse_missing_device, run_points
 
 
@@ -45,10 +45,12 @@ def write_manifest(points: Sequence[Point]) -> None:
     for folder in {point.folder.parent for point in points}:
         folder.mkdir(parents=True, exist_ok=True)
         mine = [point for point in points if point.folder.parent == folder]
-        known = {row["run_id"]: row for row in read_json(folder / "sweep.json").get("points", [])}
-        known |= {p.run_id: {"run_id": p.run_id, "overrides": p.config["launch"]["overrides"]} for p in mine}
         report = mine[-1].config["launch"]["report"]
-        write_json(folder / "sweep.json", {"experiment": folder.name, "report": report, "points": list(known.values())})
+        with lock_run(folder):  # another sweep of this experiment may add its points at the same time
+            known = {row["run_id"]: row for row in read_json(folder / "sweep.json").get("points", [])}
+            known |= {p.run_id: {"run_id": p.run_id, "overrides": p.config["launch"]["overrides"]} for p in mine}
+            content = {"experiment": folder.name, "report": report, "points": list(known.values())}
+            write_json(folder / "sweep.json", content)
 
 
 def prepare(overrides: Sequence[Sequence[str]]) -> None:

@@ -48,8 +48,7 @@ def main(folder: Path) -> int:
             except ValueError as error:
                 print(f"error: {error}", file=sys.stderr)
                 return LOCKED_EXIT
-        if is_first:  # how an earlier life ended says nothing of this one
-            (folder / "summary.json").unlink(missing_ok=True)
+            (folder / "summary.json").unlink(missing_ok=True)  # how an earlier life ended says nothing of this one
         try:
             status = train_point(config, folder, stop)
         except Exception as error:

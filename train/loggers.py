@@ -30,7 +30,8 @@ class Wandb:
         return WandbLogger(
             project=self.project,
             name=run_id,
-            id=run_id,
+            group=folder.parent.name,
+            id=f"{folder.parent.name}-{run_id}",
             save_dir=str(folder),
             offline=self.offline,
             resume="allow",

@@ -31,6 +31,7 @@ def train(run: Run, life: dict[str, Any], stop_requested: Callable[[], bool]) ->
     record = RunWriter(run.folder, tokens, life) if run.fabric.is_global_zero else None
     started = logged_at = time.perf_counter()
     logged_tokens, stop = tokens, False
+    diverged: dict[str, Any] = {}
 
     while tokens < plan.final_tokens and not stop:
         lr, batch_size = plan.at(tokens)
@@ -46,7 +47,7 @@ def train(run: Run, life: dict[str, Any], stop_requested: Callable[[], bool]) ->
             stop=stop_requested(),
         )
         if not result.finite:
-            status = DIVERGED
+            diverged = divergence(result, step, tokens, batch_size, run)
             break
         before, tokens, step, stop = tokens, tokens + batch_size * length, step + 1, result.stop
 
@@ -78,11 +79,9 @@ def train(run: Run, life: dict[str, Any], stop_requested: Callable[[], bool]) ->
                 record.sync()
             save(run, tokens, seconds_before + time.perf_counter() - started)
 
-    else:
-        status = COMPLETED if tokens == plan.final_tokens else PREEMPTED
+    status = DIVERGED if diverged else COMPLETED if tokens == plan.final_tokens else PREEMPTED
     if record:
-        where = divergence(result, step, tokens, batch_size, run) if status == DIVERGED else {}
-        record.close(status, STOP_REASONS[status], record.final() | where)
+        record.close(status, STOP_REASONS[status], record.final() | diverged)
     for logger in run.loggers:
         logger.finalize("success")
     return status

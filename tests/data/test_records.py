@@ -97,6 +97,15 @@ def test_runs_and_curves_are_read_back(tmp_path):
     assert list(curves.tokens) == [10, 20, 30] and set(curves.run_id) == {"r1"}
 
 
+def test_a_run_that_failed_before_it_had_a_record_is_listed(tmp_path):
+    folder = tmp_path / "exp" / "r2"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("peak_lr: 0.1\n")
+    (folder / "summary.json").write_text('{"status": "failed", "stop_reason": "OSError: no space"}')
+    (run,) = load_runs(tmp_path).to_dict("records")
+    assert run["run_id"] == "r2" and run["status"] == "failed" and run["peak_lr"] == 0.1
+
+
 def test_a_published_table_enters_by_a_column_map(tmp_path):
     (tmp_path / "table.csv").write_text("params,loss\n10,2.5\n")
     assert load_runs(tmp_path / "table.csv", {"N": "params"}).N[0] == 10

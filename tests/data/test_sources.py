@@ -144,3 +144,12 @@ def test_hub_names_a_missing_column_and_a_missing_dataset(tmp_path):
 def test_hub_refuses_a_cap_that_is_no_number_of_documents(documents):
     with pytest.raises(ValueError, match="documents="):
         Hub("allenai/c4", documents=documents)
+
+
+def test_a_text_file_too_large_to_be_one_document_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.sources.LARGEST_DOCUMENT", 1 << 20)
+    (tmp_path / "a.txt").write_bytes(b"x" * (1 << 20))
+    assert len(list(Files([str(tmp_path / "a.txt")]).documents())) == 1
+    (tmp_path / "b.txt").write_bytes(b"x" * ((1 << 20) + 1))
+    with pytest.raises(ValueError, match=r"b\.txt is one document of more than 1 MiB.*\.jsonl"):
+        list(Files([str(tmp_path / "b.txt")]).documents())

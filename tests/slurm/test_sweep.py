@@ -45,7 +45,7 @@ def test_a_sweep_trains_every_point_once_and_a_second_call_finds_it_finished(ful
     second = fulcrum(*grid)
     assert second.returncode == 0 and "2 points: 2 finished, 0 to train" in second.stderr
     assert records(tmp_path) == before
-    assert not (tmp_path / "outputs").exists() and not (tmp_path / "multirun").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"], "nothing is left in the working directory"
 
 
 def test_one_bad_point_starts_nothing(fulcrum, tiny, tmp_path):
@@ -149,6 +149,10 @@ def test_a_sweep_killed_at_any_moment_ends_as_an_undisturbed_one(fulcrum, tiny, 
         assert summaries(runs)[run_id]["eval_loss"] == summary["eval_loss"]
 
 
+def lives_of(folder: Path) -> int:
+    return sum(len(path.read_text().splitlines()) for path in folder.rglob("lives.jsonl"))
+
+
 def rows_since(runs: Path) -> bool:
     return any(path.stat().st_size for path in runs.rglob("metrics.jsonl"))
 
@@ -165,6 +169,30 @@ def test_sigterm_checkpoints_and_the_exit_code_says_so(fulcrum, tiny, tmp_path):
     (folder,) = (tmp_path / "runs").rglob("checkpoints")
     (newest,) = sorted(folder.iterdir())[-1:]
     assert 0 < int(newest.name) < 600000
+
+
+def test_a_killed_life_leaves_no_word_of_an_earlier_one(fulcrum, tiny, tmp_path):
+    """Preempted, resumed, then killed: the run is unfinished, at whatever tokens it had."""
+    sweep = ["train", *tiny, "total_tokens=600000", "launch.log_every_tokens=1000"]
+    for life, number in enumerate((signal.SIGTERM, signal.SIGKILL), 1):
+        process = start(*sweep, cwd=tmp_path)
+        while process.poll() is None and not (lives_of(tmp_path) == life and rows_since(tmp_path / "runs")):
+            time.sleep(0.05)
+        process.send_signal(number)
+        process.wait(timeout=60)
+    listed = json.loads(fulcrum("runs", "runs=runs", "format=json", "columns=[status]").stdout)
+    assert listed == [{"status": "unfinished"}] and not summaries(tmp_path)
+
+
+def test_the_first_rank_to_fail_is_named_and_the_other_does_not_hang(fulcrum, tiny, tmp_path):
+    sweep = ["train", *tiny, "total_tokens=600000", "strategy=ddp", "launch.devices=2", "launch.log_every_tokens=1000"]
+    process = start(*sweep, cwd=tmp_path)
+    while process.poll() is None and not rows_since(tmp_path / "runs"):
+        time.sleep(0.05)
+    os.kill(max(workers_of(tmp_path / "runs")), signal.SIGKILL)  # started last: rank 1
+    assert process.wait(timeout=60) == 1
+    (summary,) = summaries(tmp_path).values()
+    assert summary["status"] == "failed" and summary["stop_reason"].startswith("rank 1: killed by SIGKILL")
 
 
 def test_a_live_run_is_refused_by_a_second_sweep(fulcrum, tiny, tmp_path):
@@ -188,6 +216,8 @@ def test_a_users_own_experiment_works_far_from_the_checkout(fulcrum, tiny, tmp_p
     result = fulcrum("train", *tiny, "experiment=mine")
     assert result.returncode == 0, result.stderr
     assert len(list((tmp_path / "runs" / "mine").glob("r*/summary.json"))) == 2
+    shown = fulcrum("data", *tiny, "experiment=mine")
+    assert shown.returncode == 0 and "held" in shown.stdout and "points" not in shown.stderr, "data does not train"
     misspelt = tmp_path / "conf" / "experiment" / "misspelt.yaml"
     misspelt.write_text("# @package _global_\ntotl_tokens: 5\n")
     result = fulcrum("train", *tiny, "experiment=misspelt")
