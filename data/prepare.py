@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from data import tokenizers
+from data.records import write_atomic
 from data.shards import (
     SPLITS,
     ChunkWriter,
@@ -33,7 +34,6 @@ from data.shards import (
     documents_of,
     totals,
     write_chunks,
-    write_file,
 )
 from data.sources import Source
 from data.tokens import MANIFEST, REBUILD, Tokens, read_manifest
@@ -227,7 +227,7 @@ def _prepare_tokenizer(request: Request, signatures: dict[str, str]) -> Vocabula
         _say("preparing the tokenizer")
         content = request.recipe.make(_sample(request))
         assert content is not None
-        write_file(folder / "tokenizer.json", content.encode())
+        write_atomic(folder / "tokenizer.json", content.encode())
         made = tokenizers.Library(folder / "tokenizer.json")
         manifest = {
             "version": VERSION,
@@ -239,7 +239,7 @@ def _prepare_tokenizer(request: Request, signatures: dict[str, str]) -> Vocabula
             "tokens_in_file": made.vocab_size,
             "eos": made.eos,
         }
-        write_file(folder / MANIFEST, canonical_json(manifest, indent=1))
+        write_atomic(folder / MANIFEST, canonical_json(manifest, indent=1))
     return request.vocabulary()
 
 
@@ -284,7 +284,7 @@ def _prepare_source(
             finished, counts = write_chunks(writer, chunks, processes, advance)
         manifest = header | totals(name, finished, counts, request.heldout)
         old = _files_of(folder)
-        write_file(folder / MANIFEST, canonical_json(manifest, indent=1))
+        write_atomic(folder / MANIFEST, canonical_json(manifest, indent=1))
         # Readers of the last manifest may still open its shards, so those stay for one more generation;
         # older ones go, and so does what a killed process left half written.
         keep = old | _files_of(folder) | {MANIFEST} | {writer.record(chunk).name for chunk in finished}

@@ -34,11 +34,11 @@ LOCKED_EXIT = 75  # exit code of a worker that found its run being written by an
 # ---------------------------------------------------------------------------------------------------- files
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replaces `path` with `text` so that a reader or a crash sees the old or the new content, never a part."""
+def write_atomic(path: Path, content: str | bytes | memoryview) -> None:
+    """Replaces `path` with `content` so that a reader or a crash sees the old or the new content, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
+    with temporary.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

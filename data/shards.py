@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data import tokenizers
+from data.records import write_atomic
 from data.sources import Source
 from data.tokens import damaged
 
@@ -112,7 +113,7 @@ class ChunkWriter:
             texts = [raw for raw, heldout in chunk.documents if heldout == (split == "heldout")]
             if texts:
                 shards[split] = self._write_shard(f"{split}-{chunk.number:05d}-{chunk.identity[:8]}", texts)
-        write_file(self.record(chunk), canonical_json({"identity": chunk.identity, "shards": shards}))
+        write_atomic(self.record(chunk), canonical_json({"identity": chunk.identity, "shards": shards}))
         return Finished(chunk.number, chunk.identity, shards), self._counts(shards)
 
     def _write_shard(self, name: str, texts: list[bytes]) -> dict[str, Any]:
@@ -127,8 +128,8 @@ class ChunkWriter:
                 pieces += [ids.astype(self.dtype), eos]
                 n_tokens += len(ids) + 1
         tokens = np.concatenate(pieces)
-        write_file(self.folder / f"{name}.bin", tokens.data)
-        write_file(self.folder / f"{name}.idx", starts.data)
+        write_atomic(self.folder / f"{name}.bin", tokens.data)
+        write_atomic(self.folder / f"{name}.idx", starts.data)
         return {
             "file": f"{name}.bin",
             "index": f"{name}.idx",
@@ -249,16 +250,6 @@ def _one_thread_per_tokenizer() -> Iterator[None]:
         os.environ.pop(key)
         if before is not None:
             os.environ[key] = before
-
-
-def write_file(path: Path, content: Any) -> None:
-    """Whole or not at all, also after a power cut."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
 
 
 def canonical_json(value: Any, indent: int | None = None) -> bytes:
