@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from conf.errors import user_errors
 from conf.points import Point, compose_config, expand
 from data.records import live_holder, lock_run, read_json, write_json
-from slurm.local import Stop, prepare_data, refuse_missing_device, run_points
+from slurm.local import Stop, check_launch, prepare_data, run_points
 
 
 def launch(overrides: Sequence[Sequence[str]]) -> None:
@@ -21,7 +21,7 @@ def launch(overrides: Sequence[Sequence[str]]) -> None:
     stop = Stop()
     with user_errors():
         points = expand(overrides)
-        refuse_missing_device(points)
+        check_launch(points)
         refuse_live(points)
         prepare_data(points, stop)
         refuse_live(points)  # preparing takes its time, and two sweeps may have been started at once

@@ -56,6 +56,16 @@ def test_one_bad_point_starts_nothing(fulcrum, tiny, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_settings_of_the_runner_are_the_same_for_all_points(fulcrum, tiny, tmp_path):
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "mixed.yaml").write_text(
+        "# @package _global_\nseed: ${vars.k}\nlaunch: {parallel: '${vars.k}'}\nvars: {k: 1}\n"
+    )
+    result = fulcrum("train", "-m", *tiny, "experiment=mixed", "vars.k=1,2")
+    assert result.returncode == 1 and "launch.parallel is 1 and 2 in this sweep" in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
 def test_data_that_does_not_fit_starts_nothing(fulcrum, tiny, tmp_path):
     result = fulcrum("train", *tiny, "sequence_length=50000", "total_tokens=100000", "ramp.batch_size=1")
     assert result.returncode == 1
