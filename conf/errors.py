@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """A ValueError becomes `error: ...` on stderr and exit code 1; HYDRA_FULL_ERROR=1 shows where it was raised."""
+    """A ValueError, or what the disk refuses, becomes `error: ...` and exit code 1; HYDRA_FULL_ERROR=1 shows where."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         print(f"error: {error}", file=sys.stderr)

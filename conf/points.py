@@ -118,6 +118,9 @@ def resolve(config: dict[str, Any], overrides: list[str]) -> Point:
         _instantiate_all(node)
     check_devices(instantiate(launch["strategy"]), launch["devices"])
     weights, sources = config["data"]["weights"], config["data"]["sources"]
+    _check(isinstance(sources, dict) and bool(sources), "data.sources", sources, "give at least one source by name")
+    good = isinstance(weights, dict) and all(isinstance(w, int | float) and w > 0 for w in weights.values())
+    _check(weights is None or good, "data.weights", weights, "give {source: positive number}, or null")
     _check(
         weights is None or set(weights) == set(sources), "data.weights", weights, f"name each of {sorted(sources)} once"
     )

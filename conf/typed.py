@@ -20,7 +20,7 @@ def coerce(node: Any, key: str) -> Any:
     ValueError naming the key, the value and what belongs there. Fields that the class does not know are Hydra's matter.
     """
     if isinstance(node, Mapping):
-        declared = _hints(node["_target_"]) if "_target_" in node else {}
+        declared = _hints(node["_target_"], key) if "_target_" in node else {}
         path = f"{key}." if key else ""
         return {
             name: _leaf(coerce(value, f"{path}{name}"), declared.get(name), f"{path}{name}")
@@ -33,8 +33,15 @@ def coerce(node: Any, key: str) -> Any:
     return node
 
 
-def _hints(target: str) -> dict[str, Any]:
-    return typing.get_type_hints(getattr(get_object(target), "__init__"))  # noqa: B009  (mypy knows no class here)
+def _hints(target: Any, key: str) -> dict[str, Any]:
+    try:
+        described = get_object(target)
+    except Exception as error:  # Hydra and Python have many words for it
+        raise ValueError(f"{key}._target_={target}: there is no such class ({error}).") from None
+    try:
+        return typing.get_type_hints(getattr(described, "__init__"))  # noqa: B009  (mypy knows no class here)
+    except NameError:  # annotations that exist for a type checker only
+        return {}
 
 
 def _leaf(value: Any, declared: Any, key: str) -> Any:

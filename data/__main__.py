@@ -13,6 +13,7 @@ from typing import Any
 
 from data.batches import sample_order
 from data.prepare import Prepared, default_cache, prepare
+from data.records import end_with_parent
 
 
 def check_fits(prepared: Prepared, sequence_length: int) -> None:
@@ -29,6 +30,7 @@ def check_fits(prepared: Prepared, sequence_length: int) -> None:
 
 def main() -> int:
     """Prepares what the records on stdin need. Returns the exit status."""
+    end_with_parent()
     prepared: dict[str, Prepared | ValueError] = {}
     errors: dict[str, list[str]] = {}
     for record in json.load(sys.stdin):

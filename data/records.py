@@ -18,6 +18,7 @@ import itertools
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -124,6 +125,25 @@ def live_holder(folder: Path) -> str | None:
 def _holder(file: IO[str]) -> str:
     file.seek(0)
     return file.read() or "another process"
+
+
+# ---------------------------------------------------------------------------------------------------- processes
+
+
+def end_with_parent() -> None:
+    """Ends this process at once when the runner that started it is gone, however that was killed.
+
+    FULCRUM_PARENT_PIPE is a pipe that only the runner holds open for writing: it reads as closed when the runner ends.
+    """
+    if "FULCRUM_PARENT_PIPE" not in os.environ:
+        return
+    pipe = int(os.environ.pop("FULCRUM_PARENT_PIPE"))
+
+    def wait() -> None:
+        os.read(pipe, 1)
+        os._exit(PREEMPTED_EXIT)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 # ---------------------------------------------------------------------------------------------------- writing

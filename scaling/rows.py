@@ -171,11 +171,12 @@ def _notes(law: Law, table: pd.DataFrame, used: pd.DataFrame) -> list[str]:
         if early.any():
             reasons = ", ".join(sorted(table["stop_reason"][early].unique()))
             notes.append(f"{int(early.sum())} runs stopped early ({reasons}): their learning rate had not come down.")
-    unique = next((table[c] for c in _UNIQUE_TOKENS if c in table and table[c].notna().any()), None)
-    if unique is not None and "D" in used:
-        repeated = used["D"] > pd.to_numeric(unique, errors="coerce").fillna(np.inf).astype(float)
+    known = [pd.to_numeric(table[c], errors="coerce").astype(float) for c in _UNIQUE_TOKENS if c in table]
+    if known and "D" in used:
+        unique = pd.concat(known, axis=1).bfill(axis=1).iloc[:, 0].fillna(np.inf)
+        repeated = used["D"] > unique
         if repeated.any():
-            most = (used["D"] / unique.astype(float))[repeated].max()
+            most = (used["D"] / unique)[repeated].max()
             notes.append(
                 f"{int(repeated.sum())} runs saw their data more than once (up to {most:.1f} times): {law.name} takes "
                 "every token as new, so it understates what their tokens would have been worth fresh."

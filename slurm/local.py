@@ -6,6 +6,7 @@ A worker writes its own record; this runner only starts it, watches it and passe
 its workers end with it (they hold the other end of a pipe), and the next call resumes from their checkpoints.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -34,6 +35,7 @@ from data.records import (
     PREEMPTED_EXIT,
     end_life,
     latest_row,
+    live_holder,
     read_json,
     read_lines,
     write_atomic,
@@ -79,11 +81,14 @@ def prepare_data(points: Sequence[Point], stop: "Stop") -> None:
     if not requests:
         return
     command = [sys.executable, "-m", "data"]
+    reader, _writer = os.pipe()  # open until this process ends: so long does the child live
+    environment = child_environment(FULCRUM_PARENT_PIPE=reader)
     process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, text=True, env=child_environment(), start_new_session=True
+        command, stdin=subprocess.PIPE, text=True, env=environment, pass_fds=[reader], start_new_session=True
     )
+    os.close(reader)
     assert process.stdin is not None
-    with process.stdin as pipe:
+    with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # its exit code tells of a child that fell
         pipe.write(json.dumps(requests))
     while process.poll() is None:
         time.sleep(0.05)
@@ -168,14 +173,22 @@ def run_points(points: Sequence[Point], stop: "Stop") -> int:
     with Display(points, waiting) as display:
         while running or (waiting and not stop.asked):
             while waiting and len(running) < plan.parallel and not stop.asked:
-                running.append(start(waiting.pop(0), plan.threads))
+                point = waiting.pop(0)
+                try:
+                    running.append(start(point, plan.threads))
+                except (OSError, ValueError) as error:  # a damaged record, a full disk: the others go on
+                    console.print(f"{point.run_id} could not be started: {error}", markup=False)
+                    continue
                 display.started(running[-1])
             time.sleep(0.1)
             stop.deliver(running)
             for run in list(running):
                 if ended(run):
                     running.remove(run)
-                    conclude(run)
+                    try:
+                        conclude(run)
+                    except (OSError, ValueError) as error:
+                        console.print(f"{run.point.run_id}: its end could not be recorded: {error}", markup=False)
                     display.ended(run.point)
                 else:
                     display.update(run)
@@ -188,7 +201,7 @@ def start(point: Point, threads: int) -> Running:
     A run that goes on keeps the thread count of its last life: other counts sum in another order.
     """
     point.folder.mkdir(parents=True, exist_ok=True)
-    if status_of(point) == DIVERGED:  # asked for again: from the start, where it went on it would diverge again
+    if point.config["launch"]["retry"] == status_of(point) == DIVERGED:  # from the start: it would diverge again
         shutil.rmtree(point.folder / "checkpoints", ignore_errors=True)
         (point.folder / "metrics.jsonl").unlink(missing_ok=True)
     (point.folder / "summary.json").unlink(missing_ok=True)  # how an earlier life ended says nothing of this one
@@ -266,9 +279,11 @@ def summarize(points: Sequence[Point], stopped: bool) -> int:
     bad = [(p, read_json(p.folder / "summary.json")) for p in points if status_of(p) != COMPLETED]
     labels = short_labels(points)
     for point, summary in bad:
-        status = summary.get("status", "not started")
-        if status in (FAILED, DIVERGED):
-            console.print(f"{status}: {labels[point.run_id]}: {summary.get('stop_reason')}", markup=False)
+        status = summary.get("status", "unfinished")
+        if status in (FAILED, DIVERGED) or not stopped:
+            holder = live_holder(point.folder)
+            reason = f"is being written by {holder}" if holder else summary.get("stop_reason", "has no end on record")
+            console.print(f"{status}: {labels[point.run_id]}: {reason}", markup=False)
             console.print(f"    {point.folder / 'output.log'}", markup=False)
     done = len(points) - len(bad)
     console.print(f"{done} of {len(points)} points completed" + (", stopped by a signal" if stopped and bad else ""))
@@ -380,7 +395,7 @@ class Display:
         summary = read_json(point.folder / "summary.json")
         loss = f"  eval loss {summary['eval_loss']:.4f}" if "eval_loss" in summary else ""
         seconds = f"  {summary['seconds']:.0f} s" if "seconds" in summary else ""
-        status = summary.get("status", PREEMPTED)
+        status = summary.get("status", "unfinished")
         line = f"[{self.count}/{self.total}] {status}: {self.labels[point.run_id]}{loss}{seconds}"
         console.print(line, markup=False)
 

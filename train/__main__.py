@@ -27,6 +27,7 @@ from data.records import (
     PREEMPTED,
     PREEMPTED_EXIT,
     end_life,
+    end_with_parent,
     lock_run,
     read_lines,
     write_json,
@@ -106,28 +107,15 @@ def warn_of_changes(folder: Path, life: dict[str, Any]) -> None:
 def code_version() -> str:
     """The installed version, with the commit where this is a checkout."""
     version = importlib.metadata.version("fulcrum")
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    checkout = Path(__file__).resolve().parents[1]
+    if not (checkout / ".git").exists():  # installed, perhaps inside somebody else's checkout
+        return version
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty"]
     with contextlib.suppress(OSError):
         described = subprocess.run(command, text=True, capture_output=True)
         if described.returncode == 0:
             return f"{version}+{described.stdout.strip()}"
     return version
-
-
-def end_with_parent() -> None:
-    """Ends this process at once when the runner that started it is gone, however that was killed.
-
-    FULCRUM_PARENT_PIPE is a pipe that only the runner holds open for writing: it reads as closed when the runner ends.
-    """
-    if "FULCRUM_PARENT_PIPE" not in os.environ:
-        return
-    pipe = int(os.environ.pop("FULCRUM_PARENT_PIPE"))
-
-    def wait() -> None:
-        os.read(pipe, 1)
-        os._exit(PREEMPTED_EXIT)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 if __name__ == "__main__":

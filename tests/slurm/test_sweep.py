@@ -205,6 +205,17 @@ def test_the_first_rank_to_fail_is_named_and_the_other_does_not_hang(fulcrum, ti
     assert summary["status"] == "failed" and summary["stop_reason"].startswith("rank 1: killed by SIGKILL")
 
 
+def test_one_damaged_record_does_not_stop_the_others(fulcrum, tiny, tmp_path):
+    sweep = ["train", "-m", *tiny, "seed=0,1"]
+    assert fulcrum(*sweep).returncode == 0
+    for folder in (tmp_path / "runs" / "default").glob("r*"):
+        (folder / "summary.json").unlink()
+    (folder / "lives.jsonl").write_text("garbage\n{}\n")
+    again = fulcrum(*sweep)
+    assert again.returncode == 1 and "1 of 2 points completed" in again.stderr
+    assert f"{folder.name} could not be started" in again.stderr and "lives.jsonl, line 1" in again.stderr
+
+
 def test_a_live_run_is_refused_by_a_second_sweep(fulcrum, tiny, tmp_path):
     sweep = ["train", *tiny, "total_tokens=600000", "launch.log_every_tokens=1000"]
     process = start(*sweep, cwd=tmp_path)
