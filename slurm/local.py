@@ -17,13 +17,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from conf.points import Point
 from data.records import (
@@ -41,9 +39,9 @@ from data.records import (
     write_atomic,
     write_json,
 )
+from slurm.display import Display, console, short_labels
 
 GRACE = 10.0  # seconds that the other processes of a point get after one of them failed
-console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 # ---------------------------------------------------------------------------------------------------- data
@@ -179,7 +177,7 @@ def run_points(points: Sequence[Point], stop: "Stop") -> int:
                 except (OSError, ValueError) as error:  # a damaged record, a full disk: the others go on
                     console.print(f"{point.run_id} could not be started: {error}", markup=False)
                     continue
-                display.started(running[-1])
+                display.started(point, running[-1].tokens_at_start)
             time.sleep(0.1)
             stop.deliver(running)
             for run in list(running):
@@ -191,7 +189,7 @@ def run_points(points: Sequence[Point], stop: "Stop") -> int:
                         console.print(f"{run.point.run_id}: its end could not be recorded: {error}", markup=False)
                     display.ended(run.point)
                 else:
-                    display.update(run)
+                    display.update(run.point)
     return summarize(points, stopped=bool(stop.asked))
 
 
@@ -316,93 +314,6 @@ class Stop:
             console.print(words if first else "ending the running points now")
             for run in running:
                 run.signal(signal.SIGTERM if first else signal.SIGKILL)
-
-
-# ---------------------------------------------------------------------------------------------------- display
-
-
-def short_labels(points: Sequence[Point]) -> dict[str, str]:
-    """run_id -> the overrides that tell the points apart, with the run_id in front."""
-    overrides = {point.run_id: point.config["launch"]["overrides"] for point in points}
-    common = set.intersection(*(set(o) for o in overrides.values())) if len(points) > 1 else set()
-    return {
-        run_id: " ".join([run_id, *(_short(o) for o in mine if len(points) > 1 and o not in common)])
-        for run_id, mine in overrides.items()
-    }
-
-
-def _short(override: str) -> str:
-    """`vars.scale=64000000.0` as `vars.scale=6.4e+07`."""
-    key, _, value = override.partition("=")
-    try:
-        return f"{key}={float(value):g}"
-    except ValueError:
-        return override
-
-
-@dataclass
-class Display:
-    """One bar per running point and one for the sweep, in FLOPs; plain lines where there is no terminal."""
-
-    points: Sequence[Point]
-    waiting: Sequence[Point]
-    tasks: dict[str, Any] = field(default_factory=dict)
-
-    def __enter__(self) -> "Display":
-        self.labels = short_labels(self.points)
-        self.count = 0
-        self.total = len(self.waiting)
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[detail]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
-        )
-        self.progress.start()
-        self.sweep = self.progress.add_task("sweep", total=sum(p.flops for p in self.waiting), detail="")
-        self.seen = {point.run_id: 0.0 for point in self.waiting}
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.progress.stop()
-
-    def started(self, run: Running) -> None:
-        point = run.point
-        task = self.progress.add_task(
-            self.labels[point.run_id], total=point.plan.total_tokens, completed=run.tokens_at_start, detail=""
-        )
-        self.tasks[point.run_id] = task
-        if run.tokens_at_start:
-            console.print(f"resumes: {self.labels[point.run_id]}", markup=False)
-
-    def update(self, run: Running) -> None:
-        row, point = latest_row(run.point.folder), run.point
-        if row:
-            detail = (
-                f"{row['tokens'] / 1e6:.2f}M tokens  loss {row['loss']:.3f}  {row['tokens_per_second'] / 1e3:.1f}k/s"
-            )
-            self.progress.update(self.tasks[point.run_id], completed=row["tokens"], detail=detail)
-            self._advance(point, row["tokens"])
-
-    def ended(self, point: Point) -> None:
-        self.progress.remove_task(self.tasks.pop(point.run_id))
-        self._advance(point, point.plan.total_tokens)
-        self.count += 1
-        summary = read_json(point.folder / "summary.json")
-        loss = f"  eval loss {summary['eval_loss']:.4f}" if "eval_loss" in summary else ""
-        seconds = f"  {summary['seconds']:.0f} s" if "seconds" in summary else ""
-        status = summary.get("status", "unfinished")
-        line = f"[{self.count}/{self.total}] {status}: {self.labels[point.run_id]}{loss}{seconds}"
-        console.print(line, markup=False)
-
-    def _advance(self, point: Point, tokens: int) -> None:
-        self.seen[point.run_id] = point.flops * tokens / point.plan.total_tokens
-        done = f"{self.count}/{self.total} points"
-        self.progress.update(self.sweep, completed=sum(self.seen.values()), detail=done)
 
 
 def _free_port() -> int:
