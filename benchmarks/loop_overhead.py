@@ -20,7 +20,7 @@ import torch
 from hydra import initialize_config_module
 
 from conf.points import expand
-from data.prepare import default_cache, prepare
+from data.prepare import cache_folder, prepare
 from train.loop import evaluate_held_out, train
 from train.model import Transformer, initialize
 from train.run import build_run
@@ -69,7 +69,7 @@ def main() -> None:
         extra += [f"launch.checkpoint.every_tokens={tokens}", f"launch.log_every_tokens={plan.total_tokens / 200}"]
         (point,) = expand([["experiment=quickstart", *overrides, *extra]])
     cache = point.config["launch"]["cache"]
-    prepare(point.config["data"], point.config["tokenizer"], Path(cache) if cache else default_cache())
+    prepare(point.config["data"], point.config["tokenizer"], cache_folder(cache))
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         run = build_run(point.config, Path(folder))
         bare_loop(run, 10)

@@ -8,11 +8,10 @@ Exit status 1 and `error: ...` lines on stderr where something does not fit.
 import json
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from data.batches import sample_order
-from data.prepare import Prepared, default_cache, prepare
+from data.prepare import Prepared, cache_folder, prepare
 from data.records import end_with_parent
 
 
@@ -38,7 +37,7 @@ def main() -> int:
         try:
             if key not in prepared:
                 try:
-                    cache = Path(record["cache"]) if record["cache"] else default_cache()
+                    cache = cache_folder(record["cache"])
                     prepared[key] = prepare(record["data"], record["tokenizer"], cache, verify=record["verify"])
                 except ValueError as error:
                     prepared[key] = error
@@ -57,7 +56,7 @@ def main() -> int:
 def command(cfg: Mapping[str, Any]) -> None:
     """What `fulcrum data` runs: prepares `data` with `tokenizer` in `launch.cache` and prints what is there."""
     launch = cfg.get("launch") or {}
-    cache = Path(launch["cache"]) if launch.get("cache") else default_cache()
+    cache = cache_folder(launch.get("cache"))
     prepared = prepare(cfg["data"], cfg["tokenizer"], cache)
     print(table(prepared))
     if cfg.get("sequence_length"):

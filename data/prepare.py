@@ -103,6 +103,11 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fulcrum"
 
 
+def cache_folder(configured: str | None) -> Path:
+    """The cache that `launch.cache` names; null: the default."""
+    return Path(configured) if configured else default_cache()
+
+
 def prepare(
     data: Mapping[str, Any], tokenizer: Mapping[str, Any], cache: Path, processes: int | None = None,
     verify: bool = True,

@@ -12,7 +12,7 @@ from torch import nn
 
 from data.batches import Batch, Batches, sample_count, sample_order
 from data.order import EvenlySpaced, SampleOrder
-from data.prepare import Prepared, default_cache, open_prepared
+from data.prepare import Prepared, cache_folder, open_prepared
 from optim.plan import Plan, plan_of
 from train.model import Transformer, initialize
 from train.shape import Shape
@@ -85,7 +85,7 @@ def build_run(config: Mapping[str, Any], folder: Path) -> Run:
     ValueError where they do not fit each other, or where the data was never prepared.
     """
     launch = config["launch"]
-    cache = Path(launch["cache"]) if launch["cache"] else default_cache()
+    cache = cache_folder(launch["cache"])
     prepared = open_prepared(config["data"], config["tokenizer"], cache)
     plan = plan_of(config)
     length = plan.sequence_length
