@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import conf.schema  # noqa: F401  (registers the schema)
 from conf.typed import coerce
-from data.records import read_yaml
+from data.records import COMPLETED, read_json, read_metrics, read_yaml
 from data.tokenizers import vocab_size_of
 from optim.plan import Plan, plan_of
 from train.shape import Shape
@@ -42,7 +42,7 @@ class Point:
 
     @property
     def flops(self) -> float:
-        return self.shape.flops_per_token(self.plan.sequence_length) * self.plan.total_tokens
+        return self.shape.flops_per_token(self.plan.sequence_length) * self.plan.final_tokens
 
 
 def expand(points: Sequence[Sequence[str]]) -> list[Point]:
@@ -84,6 +84,7 @@ def compose_config(overrides: Sequence[str]) -> dict[str, Any]:
 def resolve(config: dict[str, Any], overrides: list[str]) -> Point:
     """Checks one configuration and names its run. ValueError with the key, the value and the fix."""
     config = _whole_tokens(coerce(config, ""))
+    config["schedule"] = _with_record(config["schedule"])
     config["launch"]["overrides"] = overrides
     launch = config["launch"]
     _check(launch["devices"] >= 1, "launch.devices", launch["devices"], "use at least 1")
@@ -164,7 +165,7 @@ def _check(good: bool, key: str, value: Any, fix: str) -> None:
 
 
 def _whole_tokens(config: dict[str, Any]) -> dict[str, Any]:
-    """Turns numbers of tokens into integers, and cuts the budget to whole sequences."""
+    """Turns numbers of tokens into integers, and cuts the budget to whole sequences (reference ramps overshoot it)."""
 
     def whole(node: dict[str, Any], key: str, name: str) -> None:
         value = node[key]
@@ -181,9 +182,25 @@ def _whole_tokens(config: dict[str, Any]) -> dict[str, Any]:
         _check(value is None or value > 0, key, value, "use a positive number of tokens, or null")
     length = config["sequence_length"]
     _check(length >= 1, "sequence_length", length, "use at least 1")
-    if config["total_tokens"] >= length:
+    if config["total_tokens"] >= length and config["ramp"].get("rounding") != "reference":
         config["total_tokens"] -= config["total_tokens"] % length
     return config
+
+
+def _with_record(schedule: dict[str, Any]) -> dict[str, Any]:
+    """`schedule` with the gradient norms of the run it names in `record`: they, not the folder, are what a run is."""
+    if "record" not in schedule:
+        return schedule
+    folder = Path(schedule["record"])
+    status = read_json(folder / "summary.json").get("status")
+    rows = read_metrics(folder / "metrics.jsonl")
+    if status != COMPLETED or not rows:
+        raise ValueError(
+            f"schedule.record={folder}: {'no run' if status is None else f'a run that is {status}'} lies there. Give "
+            "the folder of a completed run, as runs/<experiment>/<run_id>."
+        )
+    norms = {"tokens": [row["tokens"] for row in rows], "grad_norms": [row["grad_norm"] for row in rows]}
+    return {key: value for key, value in schedule.items() if key != "record"} | norms
 
 
 def _instantiate_all(node: Any) -> None:

@@ -8,17 +8,16 @@ Nothing here has state, so nothing is checkpointed and a resumed run cannot drif
 sequences that remain: all plans of one budget see exactly the same samples.
 """
 
-from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from optim.ramps import ConstantBatch
-from optim.schedules import Schedule
+from optim.ramps import Ramp
+from optim.schedules import Schedule, of_progress
 
 
 class PlanPoint(NamedTuple):
@@ -34,19 +33,30 @@ class Steps(NamedTuple):
     lr: NDArray[np.float64]
 
 
+class _Stretches(NamedTuple):
+    """Consecutive steps of one segment, one entry per stretch; segments in which no step starts are left out."""
+
+    tokens: NDArray[np.int64]
+    """at the start of its first step"""
+    steps: NDArray[np.int64]
+    batch_size: NDArray[np.int64]
+    lr_scale: NDArray[np.float64]
+    follows_schedule: NDArray[np.bool_]
+
+
 @dataclass(frozen=True)
 class Plan:
     """Raises ValueError, with the key and the fix, where no run can follow it."""
 
     total_tokens: int
-    """budget in tokens, a multiple of the sequence length"""
+    """budget in tokens; the run ends with the first whole sequence that reaches it"""
     sequence_length: int
     """tokens per sequence"""
     peak_lr: float
     """learning rate at the end of warm-up"""
     schedule: Schedule
     """progress after warm-up -> multiplier of the peak rate"""
-    ramp: ConstantBatch
+    ramp: Ramp
     """tokens -> batch size in sequences"""
     warmup_tokens: int = 0
     """tokens over which the rate rises linearly to its peak"""
@@ -56,12 +66,10 @@ class Plan:
     def __post_init__(self) -> None:
         if self.sequence_length < 1:
             raise ValueError(f"sequence_length={self.sequence_length} must be at least 1.")
-        if self.total_tokens < self.sequence_length or self.total_tokens % self.sequence_length:
-            below = self.total_tokens // self.sequence_length * self.sequence_length
-            near = max(below, self.sequence_length)
+        if self.total_tokens < self.sequence_length:
             raise ValueError(
-                f"total_tokens={self.total_tokens} is not a whole number of sequences of "
-                f"sequence_length={self.sequence_length} tokens: use {near} or {near + self.sequence_length}."
+                f"total_tokens={self.total_tokens} is not one sequence of sequence_length={self.sequence_length} "
+                f"tokens: use at least {self.sequence_length}."
             )
         if not self.peak_lr > 0:
             raise ValueError(f"peak_lr={self.peak_lr} must be positive.")
@@ -71,57 +79,84 @@ class Plan:
             )
         if not 0 <= self.warmup_start <= 1:
             raise ValueError(f"warmup_start={self.warmup_start} must be in [0, 1]: it is a multiplier of peak_lr.")
-        if self._segments[0].batch_size > self.total_samples:
+        first, samples = int(self._stretches.batch_size[0]), -(-self.total_tokens // self.sequence_length)
+        if first > samples:
             raise ValueError(
-                f"ramp.batch_size={self._segments[0].batch_size} is more than the {self.total_samples} sequences of "
-                f"total_tokens={self.total_tokens}: no step could be made. Use a smaller batch or a larger budget."
+                f"ramp.batch_size={first} is more than the {samples} sequences of total_tokens={self.total_tokens}: "
+                "no step could be made. Use a smaller batch or a larger budget."
             )
+        multipliers = self._schedule(np.linspace(0, 1, 1025))
+        if not (np.isfinite(multipliers).all() and (multipliers >= 0).all()):
+            raise ValueError(f"schedule={self.schedule!r} has multipliers that are negative or not finite.")
 
     @cached_property
-    def _segments(self):
-        return self.ramp.segments()
+    def _schedule(self) -> Schedule:
+        return of_progress(self.schedule, self.warmup_tokens, self.total_tokens)
+
+    @cached_property
+    def _stretches(self) -> _Stretches:
+        segments = self.ramp.segments(self._schedule, self.warmup_tokens, self.total_tokens)
+        ends = [segment.tokens for segment in segments[1:]] + [self.total_tokens]
+        rows, tokens = [], 0
+        for segment, end in zip(segments, ends, strict=True):
+            step_tokens = segment.batch_size * self.sequence_length
+            steps = max(0, -(-(end - tokens) // step_tokens))
+            if steps:
+                rows.append((tokens, steps, segment.batch_size, segment.lr_scale, segment.follows_schedule))
+            tokens += steps * step_tokens
+        return _Stretches(*(np.array(column) for column in zip(*rows, strict=True)))
 
     @property
     def total_samples(self) -> int:
-        return self.total_tokens // self.sequence_length
-
-    @property
-    def final_tokens(self) -> int:
-        """Tokens seen when the run ends: the budget, exactly."""
-        return self.total_tokens
+        return self.final_tokens // self.sequence_length
 
     @cached_property
-    def serial_steps(self) -> int:
-        return len(self.steps().batch_size)
+    def final_tokens(self) -> int:
+        """Tokens seen when the run ends: the budget, rounded up to whole sequences where it is not a multiple.
 
-    def lr(self, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Learning rate of the steps under way after `tokens` (any shape)."""
-        warmup = self.warmup_start + (1 - self.warmup_start) * tokens / max(self.warmup_tokens, 1)
-        x = (tokens - self.warmup_tokens) / (self.total_tokens - self.warmup_tokens)
-        return self.peak_lr * np.where(tokens < self.warmup_tokens, warmup, self.schedule(np.clip(x, 0, 1)))
+        Under rounding="reference" the last batch is whole, and the run ends up to a batch above its budget.
+        """
+        if self.ramp.cuts_last_batch:
+            return -(-self.total_tokens // self.sequence_length) * self.sequence_length
+        last = self._stretches
+        return int(last.tokens[-1] + last.steps[-1] * last.batch_size[-1] * self.sequence_length)
+
+    @property
+    def serial_steps(self) -> int:
+        """Optimizer steps of the run, one after another."""
+        return int(self._stretches.steps.sum())
+
+    def lr(self, tokens: ArrayLike) -> NDArray[np.float64]:
+        """Learning rate of the steps under way after `tokens` (any shape; 0 <= tokens < final_tokens)."""
+        index, start = self._step_under_way(np.asarray(tokens))
+        warmup = self.warmup_start + (1 - self.warmup_start) * start / max(self.warmup_tokens, 1)
+        x = (start - self.warmup_tokens) / (self.total_tokens - self.warmup_tokens)
+        scheduled = np.where(self._stretches.follows_schedule[index], self._schedule(np.clip(x, 0, 1)), 1.0)
+        multiplier = np.where(start < self.warmup_tokens, warmup, scheduled)
+        return self.peak_lr * self._stretches.lr_scale[index] * multiplier
 
     def at(self, tokens: int) -> PlanPoint:
-        """Rate and batch of the step that is under way after `tokens` (0 <= tokens < total_tokens)."""
-        if not 0 <= tokens < self.total_tokens:
-            raise ValueError(f"the plan has no step after {tokens} tokens: it covers 0 to {self.total_tokens}.")
-        segment = self._segments[bisect_right([s.tokens for s in self._segments], tokens) - 1]
-        left = (self.total_tokens - tokens) // self.sequence_length
-        return PlanPoint(float(self.lr(np.array(tokens))), min(segment.batch_size, left))
+        """Rate and batch of the step that is under way after `tokens` (0 <= tokens < final_tokens)."""
+        if not 0 <= tokens < self.final_tokens:
+            raise ValueError(f"the plan has no step after {tokens} tokens: it covers 0 to {self.final_tokens}.")
+        index, start = self._step_under_way(np.asarray(tokens))
+        left = (self.final_tokens - int(start)) // self.sequence_length
+        return PlanPoint(float(self.lr(tokens)), min(int(self._stretches.batch_size[index]), left))
 
     def steps(self) -> Steps:
         """The whole run, one entry per step."""
-        tokens, before, sizes = 0, [], []
-        for (_, batch_size), end in zip(
-            self._segments, [s.tokens for s in self._segments[1:]] + [self.total_tokens], strict=True
-        ):
-            step_tokens = batch_size * self.sequence_length
-            starts = np.arange(tokens, end, step_tokens, dtype=np.int64)
-            before.append(starts)
-            sizes.append(np.full(len(starts), batch_size, dtype=np.int64))
-            tokens += len(starts) * step_tokens
-        tokens_before, batch_size_ = np.concatenate(before), np.concatenate(sizes)
-        batch_size_[-1] = (self.total_tokens - tokens_before[-1]) // self.sequence_length
-        return Steps(tokens_before, batch_size_, self.lr(tokens_before))
+        stretches = self._stretches
+        batch_size = np.repeat(stretches.batch_size, stretches.steps)
+        ends = np.cumsum(batch_size) * self.sequence_length
+        tokens_before = np.append(0, ends[:-1])
+        batch_size[-1] = (self.final_tokens - tokens_before[-1]) // self.sequence_length
+        return Steps(tokens_before, batch_size, self.lr(tokens_before))
+
+    def _step_under_way(self, tokens: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+        """The stretch, and the tokens at the start, of the step that is under way after `tokens`."""
+        index = np.searchsorted(self._stretches.tokens, tokens, side="right") - 1
+        first, step_tokens = self._stretches.tokens[index], self._stretches.batch_size[index] * self.sequence_length
+        return index, first + (tokens - first) // step_tokens * step_tokens
 
 
 def plan_of(config: Mapping[str, Any]) -> Plan:

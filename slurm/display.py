@@ -67,7 +67,7 @@ class Display:
 
     def started(self, point: Point, tokens: int) -> None:
         task = self.progress.add_task(
-            self.labels[point.run_id], total=point.plan.total_tokens, completed=tokens, detail=""
+            self.labels[point.run_id], total=point.plan.final_tokens, completed=tokens, detail=""
         )
         self.tasks[point.run_id] = task
         if tokens:
@@ -84,7 +84,7 @@ class Display:
 
     def ended(self, point: Point) -> None:
         self.progress.remove_task(self.tasks.pop(point.run_id))
-        self._advance(point, point.plan.total_tokens)
+        self._advance(point, point.plan.final_tokens)
         self.count += 1
         summary = read_json(point.folder / "summary.json")
         loss = f"  eval loss {summary['eval_loss']:.4f}" if "eval_loss" in summary else ""
@@ -94,6 +94,6 @@ class Display:
         console.print(line, markup=False)
 
     def _advance(self, point: Point, tokens: int) -> None:
-        self.seen[point.run_id] = point.flops * tokens / point.plan.total_tokens
+        self.seen[point.run_id] = point.flops * tokens / point.plan.final_tokens
         done = f"{self.count}/{self.total} points"
         self.progress.update(self.sweep, completed=sum(self.seen.values()), detail=done)
