@@ -128,12 +128,13 @@ class Plan:
 
     def lr(self, tokens: ArrayLike) -> NDArray[np.float64]:
         """Learning rate of the steps under way after `tokens` (any shape; 0 <= tokens < final_tokens)."""
-        index, start = self._step_under_way(np.asarray(tokens))
+        # always an array: NumPy's powers of a single number can differ from those of an array in the last bit
+        index, start = self._step_under_way(np.atleast_1d(tokens))
         warmup = self.warmup_start + (1 - self.warmup_start) * start / max(self.warmup_tokens, 1)
         x = (start - self.warmup_tokens) / (self.total_tokens - self.warmup_tokens)
         scheduled = np.where(self._stretches.follows_schedule[index], self._schedule(np.clip(x, 0, 1)), 1.0)
         multiplier = np.where(start < self.warmup_tokens, warmup, scheduled)
-        return self.peak_lr * self._stretches.lr_scale[index] * multiplier
+        return (self.peak_lr * self._stretches.lr_scale[index] * multiplier).reshape(np.shape(tokens))
 
     def at(self, tokens: int) -> PlanPoint:
         """Rate and batch of the step that is under way after `tokens` (0 <= tokens < final_tokens)."""

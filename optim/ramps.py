@@ -159,8 +159,7 @@ class Seesaw:
         alpha, lr_cut, batch_growth = _factors(self.alpha, self.lr_cut, self.batch_growth)
         span, whole = total_tokens - warmup_tokens, round if self.rounding == "reference" else math.ceil
         segments = [Segment(0, self.batch_size, 1.0, follows_schedule=False)]
-        exact, cap = float(self.batch_size), self.max_batch_size or math.inf
-        growth = 1.0
+        cap, growth = self.max_batch_size or math.inf, 1.0
         for k, x in enumerate(crossings(schedule, alpha, 1 - 1 / span).tolist(), 1):
             tokens = whole(warmup_tokens + x * span)
             growth *= batch_growth  # by repeated products, as the authors' code: floor sees the last bit
@@ -168,8 +167,10 @@ class Seesaw:
             if exact > cap:
                 scale = alpha**-k * math.sqrt(cap / self.batch_size)
                 segments.append(Segment(tokens, int(cap), scale, follows_schedule=False))
-            else:
-                segments.append(Segment(tokens, self._whole(exact), lr_cut**-k, follows_schedule=False))
+                continue
+            segments.append(Segment(tokens, min(self._whole(exact), total_tokens), lr_cut**-k, follows_schedule=False))
+            if exact > total_tokens:  # a schedule that ends at 0: one batch is all that is left
+                break
         if len(segments) == 1:
             raise ValueError(
                 f"the schedule does not fall to 1/ramp.alpha = {1 / alpha:.6g} of the peak: the ramp would never grow. "
@@ -185,7 +186,7 @@ class Seesaw:
 
 
 def crossings(schedule: Schedule, alpha: float, end: float) -> NDArray[np.float64]:
-    """Progress x_1 <= x_2 <= ... <= end at which the running minimum of `schedule` is first at most alpha^-1, alpha^-2...
+    """Progress x_1 <= x_2 <= ... <= end where the running minimum of `schedule` is first at most alpha^-1, alpha^-2...
 
     Bracketed on a grid, then bisected to the last bit. A schedule that falls to 0 crosses infinitely often: `end` < 1
     says where nothing more can happen.

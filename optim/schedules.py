@@ -24,7 +24,7 @@ class Schedule(Protocol):
 def of_progress(schedule: Schedule, warmup_tokens: int, total_tokens: int) -> Schedule:
     """`schedule` as a function of progress alone, in a run of `total_tokens` of which the first are warm-up."""
     if getattr(schedule, "in_tokens", False):
-        return partial(schedule, warmup_tokens=warmup_tokens, total_tokens=total_tokens)
+        return partial(schedule, warmup_tokens=warmup_tokens, total_tokens=total_tokens)  # type: ignore[call-arg]
     return schedule
 
 
@@ -160,7 +160,7 @@ class InverseSqrt:
 
 @dataclass(frozen=True)
 class Power:
-    """(1 + t/scale)^-exponent, t the tokens since warm-up; with a plateau 1 up to t = scale, then (t/scale)^-exponent."""
+    """(1 + t/scale)^-exponent, t the tokens since warm-up; with a plateau min(1, (t/scale)^-exponent)."""
 
     scale: float
     """tokens at which the fall sets in"""
