@@ -2,8 +2,8 @@
 
     expand([["model=tiny", "seed=0"], ["model=tiny", "seed=1"]]) -> [Point, Point]
 
-A point's identity is its configuration without `launch`, `vars` and nulls; `run_id` is its hash. Nothing starts
-unless all points are good; a ValueError lists all bad ones.
+A point's identity is its configuration without `launch`, `vars`, `dry_run` and nulls; `run_id` is its hash. Nothing
+starts unless all points are good; a ValueError lists all bad ones.
 """
 
 import hashlib
@@ -27,7 +27,9 @@ from data.records import COMPLETED, read_json, read_metrics, read_yaml
 from data.tokenizers import vocab_size_of
 from optim.plan import Plan, plan_of
 from train.shape import Shape
-from train.strategies import check_devices
+from train.strategies import check_devices, check_optimizer
+
+NOT_IDENTITY = ("launch", "vars", "dry_run")
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,10 @@ def resolve(config: dict[str, Any], overrides: list[str]) -> Point:
     )
     for node in (config["optimizer"], config["data"], launch["logger"]):
         _instantiate_all(node)
-    check_devices(instantiate(launch["strategy"]), launch["devices"])
+    strategy, optimizer = instantiate(launch["strategy"]), instantiate(config["optimizer"])
+    check_devices(strategy, launch["devices"])
+    check_optimizer(strategy, optimizer)
+    optimizer.groups(shape.parameters(), plan)  # refuses what this model and plan leave no room for
     weights, sources = config["data"]["weights"], config["data"]["sources"]
     _check(isinstance(sources, dict) and bool(sources), "data.sources", sources, "give at least one source by name")
     good = isinstance(weights, dict) and all(isinstance(w, int | float) and w > 0 for w in weights.values())
@@ -133,14 +138,14 @@ def resolve(config: dict[str, Any], overrides: list[str]) -> Point:
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run is: the configuration without `launch` (how it is run), `vars` (already used) and nulls."""
+    """What a run is: the configuration without `launch` and `dry_run` (how it is run), `vars` (already used), nulls."""
 
     def without_nulls(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {k: without_nulls(v) for k, v in value.items() if v is not None}
         return [without_nulls(v) for v in value] if isinstance(value, list) else value
 
-    return without_nulls({key: value for key, value in config.items() if key not in ("launch", "vars")})
+    return without_nulls({key: value for key, value in config.items() if key not in NOT_IDENTITY})
 
 
 def canonical_json(value: Any) -> str:

@@ -1,7 +1,7 @@
 """Every field of a configuration, with its type, unit and default. Hydra refuses what is not here.
 
-`launch` is how a point is run; everything else is what it is (its identity). A field that is null is left out of the
-identity, so fields added later default to null and old run ids stay. Numbers of tokens may be written 2e6.
+`launch` and `dry_run` are how a point is run; everything else is what it is (its identity). A field that is null is left
+out of the identity, so fields added later default to null and old run ids stay. Numbers of tokens may be written 2e6.
 """
 
 import math
@@ -91,6 +91,8 @@ class Config:
     """largest norm of the whole gradient; 0: no clipping"""
     z_loss: float = 0.0
     """coefficient of mean (log Z)^2, added to the loss that is trained on, never to the one that is reported"""
+    dry_run: bool = False
+    """validate all points and show what each would train, start nothing and write nothing; not part of the identity"""
     vars: dict[str, Any] = field(default_factory=dict)
     """values of your own for interpolations, as ${mul:${vars.ratio},${model.d_model}}; not part of the identity"""
     data: dict[str, Any] = MISSING

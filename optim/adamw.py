@@ -4,12 +4,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from optim.groups import OptimizerSettings
+from optim.plan import Plan
+
 if TYPE_CHECKING:
     import torch
 
 
 @dataclass(frozen=True)
-class AdamW:
+class AdamW(OptimizerSettings):
     """Settings of the optimizer, checked without torch; `build` makes it."""
 
     beta1: float = 0.9
@@ -18,24 +21,16 @@ class AdamW:
     """decay of the second moment, per step"""
     eps: float = 1e-8
     """added to the root of the second moment"""
-    weight_decay: float = 0.1
-    """as in torch: decoupled, multiplied by the learning rate; norm gains are not decayed"""
 
     def __post_init__(self) -> None:
-        for key in ("beta1", "beta2"):
-            if not 0 <= getattr(self, key) < 1:
-                raise ValueError(f"optimizer.{key}={getattr(self, key)} must be in [0, 1).")
-        for key in ("eps", "weight_decay"):
-            if getattr(self, key) < 0:
-                raise ValueError(f"optimizer.{key}={getattr(self, key)} must not be negative.")
+        super().__post_init__()
+        self.check_share("beta1", "beta2")
+        self.check_not_negative("eps")
 
-    def build(self, parameters: "Iterable[torch.nn.Parameter]") -> "torch.optim.AdamW":
-        """The optimizer of `parameters`, at rate 0: the loop sets the rate of every step from the plan."""
-        import torch
+    def build(
+        self, named_parameters: "Iterable[tuple[str, torch.nn.Parameter]]", plan: Plan
+    ) -> "torch.optim.Optimizer":
+        """The optimizer, at rate 0: the loop sets the rate of every step from the plan."""
+        from optim.updates import adamw, configured, param_groups
 
-        matrices: list[torch.nn.Parameter] = []
-        vectors: list[torch.nn.Parameter] = []
-        for parameter in parameters:
-            (matrices if parameter.ndim >= 2 else vectors).append(parameter)
-        groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        return torch.optim.AdamW(groups, lr=0.0, betas=(self.beta1, self.beta2), eps=self.eps, fused=True)
+        return configured(adamw(param_groups(self, named_parameters, plan), self.beta1, self.beta2, self.eps))

@@ -13,14 +13,19 @@ from omegaconf import DictConfig
 from conf.errors import user_errors
 from conf.points import Point, compose_config, expand
 from data.records import live_holder, lock_run, read_json, write_json
+from slurm.dry_run import describe
 from slurm.local import Stop, check_launch, prepare_data, run_points
 
 
 def launch(overrides: Sequence[Sequence[str]]) -> None:
-    """Validates and runs the points; ends the process with the sweep's exit code unless all completed."""
+    """Validates and runs the points; ends the process with the sweep's exit code unless all completed. A dry run only
+    validates and describes them."""
     stop = Stop()
     with user_errors():
         points = expand(overrides)
+        if any(point.config["dry_run"] for point in points):
+            print(describe(points))
+            return
         check_launch(points)
         refuse_live(points)
         prepare_data(points, stop)

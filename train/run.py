@@ -101,7 +101,7 @@ def build_run(config: Mapping[str, Any], folder: Path) -> Run:
     fabric = build_fabric(instantiate(launch["strategy"]), launch["accelerator"], config["precision"])
     model = Transformer(shape, prepared.vocab_size)
     initialize(model, config["seed"])
-    optimizer = instantiate(config["optimizer"]).build(model.parameters())
+    optimizer = instantiate(config["optimizer"]).build(model.named_parameters(), plan)
     model, optimizer = fabric.setup(model, optimizer)
     logger = instantiate(launch["logger"])
     return Run(

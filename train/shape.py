@@ -106,6 +106,27 @@ class Shape:
         """All parameters, padded vocabulary included."""
         return self.N + self.vocab * self.d_model * (1 if self.tied else 2)
 
+    def parameters(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every parameter of `train.model.Transformer`, in its order."""
+        width, query, key_value = self.d_model, self.n_heads * self.d_head, self.kv_heads * self.d_head
+        attention = {"q": (query, width), "k": (key_value, width), "v": (key_value, width), "out": (width, query)}
+        mlp = {"gate": (self.d_ff, width)} if self.mlp == "swiglu" else {}
+        mlp |= {"up": (self.d_ff, width), "down": (width, self.d_ff)}
+        norms = ("attention.q_norm", "attention.k_norm") if self.qk_norm else ()
+        block: dict[str, tuple[int, ...]] = {
+            "attention_norm": (width,),
+            **{f"attention.{name}": shape for name, shape in attention.items()},
+            **{name: (self.d_head,) for name in norms},
+            "mlp_norm": (width,),
+            **{f"mlp.{name}": shape for name, shape in mlp.items()},
+        }
+        return {
+            "embedding.weight": (self.vocab, width),
+            **{f"blocks.{i}.{name}.weight": shape for i in range(self.n_layers) for name, shape in block.items()},
+            "norm.weight": (width,),
+            **({} if self.tied else {"head.weight": (self.vocab, width)}),
+        }
+
     def flops_per_token(self, sequence_length: int) -> float:
         """Training FLOPs per token at `sequence_length` (3 x forward); a float: S(S+1)/2 pairs over S tokens."""
         pairs_per_token = (sequence_length + 1) / 2

@@ -62,7 +62,8 @@ def optimizer_step(
     """Forward, backward, clip and update on this rank's micro-batches of a global batch with `valid_tokens` targets.
 
     A non-finite loss or gradient leaves weights and optimizer as they were: look at `finite`. `stop` travels with the
-    losses, so that all ranks learn of a signal at the same step without a collective of its own.
+    losses, so that all ranks learn of a signal at the same step without a collective of its own. `lr` is the plan's
+    rate; a parameter group may have a multiple of it, `lr_scale`.
     """
     sums = torch.zeros(3, dtype=torch.float64, device=fabric.device)
     for i, batch in enumerate(micro_batches, 1):
@@ -87,7 +88,7 @@ def optimizer_step(
         result = result._replace(bad_ranks=[rank for rank, loss in enumerate(losses) if not math.isfinite(loss)])
     else:
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return result

@@ -12,6 +12,8 @@ if TYPE_CHECKING:  # a login node validates a strategy without torch
     from lightning.fabric import Fabric
     from lightning.fabric.strategies import Strategy
 
+    from optim.groups import OptimizerSettings
+
 PRECISIONS = {"float32": "32-true", "bf16": "bf16-mixed"}
 
 
@@ -20,6 +22,7 @@ class Single:
     """One device."""
 
     max_devices = 1
+    splits_matrices = False
 
     def build(self, accelerator: str) -> "Strategy":
         from lightning.fabric.strategies import SingleDeviceStrategy
@@ -32,6 +35,7 @@ class DDP:
     """Weights on every device, gradients averaged (torch DistributedDataParallel)."""
 
     max_devices = None
+    splits_matrices = False
 
     def build(self, accelerator: str) -> "Strategy":
         from lightning.fabric.plugins.environments import TorchElasticEnvironment
@@ -69,4 +73,12 @@ def check_devices(strategy: Single | DDP, devices: int) -> None:
         raise ValueError(
             f"strategy={type(strategy).__name__.lower()} takes {strategy.max_devices} device, there are {devices}: "
             "use launch.devices=1 or strategy=ddp."
+        )
+
+
+def check_optimizer(strategy: Single | DDP, optimizer: "OptimizerSettings") -> None:
+    if strategy.splits_matrices and optimizer.needs_whole_matrices:
+        raise ValueError(
+            f"optimizer {type(optimizer).__name__} needs whole matrices, strategy={type(strategy).__name__.lower()} "
+            "splits them over the devices: use strategy=ddp, or optimizer=adamw, lion or sgd."
         )

@@ -1,0 +1,117 @@
+"""What every optimizer's settings share: which parameters form a group, and how their weights decay. No torch.
+
+    settings.groups(shapes, plan) -> [Group, ...]      names and shapes of the parameters -> who updates what
+
+The same function groups the real parameters when the optimizer is built and the planned ones in a dry run.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import NamedTuple
+
+from optim.plan import Plan
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""name of a parameter -> its shape, in the model's order"""
+
+
+class Group(NamedTuple):
+    """Parameters that are updated by one rule."""
+
+    optimizer: str
+    """name of the rule"""
+    names: tuple[str, ...]
+    parameters: int
+    """elements of all tensors together"""
+    weight_decay: float
+    """lambda: a step shrinks the weights by rate * lambda"""
+    lr_scale: float
+    """the group's rate as a multiple of the plan's"""
+    decay_lr: float | None
+    """the rate of weight decay in every step; None: the step's own"""
+
+
+def hidden_matrices(shapes: Shapes) -> list[str]:
+    """2-D weights that are neither embedding nor output head, whose rows are tokens and not directions."""
+    return [name for name, shape in shapes.items() if len(shape) == 2 and name.split(".")[0] not in _TOKEN_TABLES]
+
+
+_TOKEN_TABLES = ("embedding", "head")
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """Decoupled weight decay of matrices, never of norm gains; exactly one of `weight_decay` and `timescale` is set."""
+
+    weight_decay: float | None = 0.1
+    """lambda, as in torch's AdamW: a step shrinks the weights by rate * lambda"""
+    timescale: float | None = None
+    """tau = 1/(peak_lr * lambda * steps), as a share of the run (arXiv:2505.13738): the updates' memory; sets lambda"""
+    decay_follows_schedule: bool | None = None
+    """false: every step shrinks the weights by peak_lr * lambda, whatever the schedule does; null: true"""
+
+    needs_whole_matrices = False  # its rule takes whole tensors, so no strategy may split them
+
+    def __post_init__(self) -> None:
+        if (self.weight_decay is None) == (self.timescale is None):
+            raise ValueError(
+                f"optimizer.weight_decay={self.weight_decay} and optimizer.timescale={self.timescale}: "
+                "give one of them and set the other to null."
+            )
+        if self.timescale is not None and self.timescale <= 0:
+            raise ValueError(f"optimizer.timescale={self.timescale} must be positive: it is a share of the run.")
+        self.check_not_negative("weight_decay")
+
+    def check_share(self, *keys: str) -> None:
+        for key in keys:
+            if not 0 <= getattr(self, key) < 1:
+                raise ValueError(f"optimizer.{key}={getattr(self, key)} must be in [0, 1).")
+
+    def check_not_negative(self, *keys: str) -> None:
+        for key in keys:
+            if (getattr(self, key) or 0) < 0:
+                raise ValueError(f"optimizer.{key}={getattr(self, key)} must not be negative.")
+
+    def check_positive(self, *keys: str) -> None:
+        for key in keys:
+            if not getattr(self, key) > 0:
+                raise ValueError(f"optimizer.{key}={getattr(self, key)} must be positive.")
+
+    def groups(self, shapes: Shapes, plan: Plan) -> list[Group]:
+        """Matrices, which decay, and vectors, which do not. ValueError where the plan leaves no room for the decay."""
+        name = type(self).__name__
+        matrices = [key for key, shape in shapes.items() if len(shape) >= 2]
+        vectors = [key for key, shape in shapes.items() if len(shape) < 2]
+        groups = [self.group(name, matrices, shapes, plan), self.group(name, vectors, shapes, plan, decays=False)]
+        return [group for group in groups if group.names]
+
+    def group(
+        self,
+        optimizer: str,
+        names: Sequence[str],
+        shapes: Shapes,
+        plan: Plan,
+        decays: bool = True,
+        lr_scale: float = 1.0,
+    ) -> Group:
+        rate = plan.peak_lr * lr_scale
+        if self.timescale is not None:
+            decay = 1 / (self.timescale * rate * plan.serial_steps)
+        else:
+            assert self.weight_decay is not None
+            decay = self.weight_decay
+        if decays and rate * decay >= 1:
+            given = f"timescale={self.timescale}" if self.weight_decay is None else f"weight_decay={self.weight_decay}"
+            raise ValueError(
+                f"optimizer.{given}: a step at rate {rate:g} would multiply the weights by {1 - rate * decay:g}. "
+                f"Use timescale > {1 / plan.serial_steps:.3g}, or weight_decay < {1 / rate:.3g}."
+            )
+        return Group(
+            optimizer=optimizer,
+            names=tuple(names),
+            parameters=sum(prod(shapes[name]) for name in names),
+            weight_decay=decay if decays else 0.0,
+            lr_scale=lr_scale,
+            decay_lr=rate if self.decay_follows_schedule is False else None,
+        )
