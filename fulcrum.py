@@ -7,6 +7,7 @@ from typing import Any
 # command -> (primary configuration in conf/, module, function, what it does)
 COMMANDS = {
     "train": ("config", "slurm.launcher", "train_command", "train one point or a sweep, and record it"),
+    "plan": ("plan", "slurm.launcher", "plan_command", "show learning rate, batch size and steps; train nothing"),
     "data": ("prepare", "data.__main__", "command", "prepare text as token shards"),
     "fit": ("fit", "scaling.commands", "fit_command", "fit a law to recorded runs or to a table"),
     "report": ("report", "scaling.commands", "report_command", "write the report of an experiment"),
@@ -21,6 +22,7 @@ USAGE = """fulcrum - plan, train and fit families of language models
 
 Examples
   fulcrum train -m experiment=quickstart          train a family of small models on this machine
+  fulcrum plan ramp=seesaw total_tokens=3.3e9     what a batch ramp would save
   fulcrum report runs=runs/quickstart             their scaling law, with intervals and pictures
   fulcrum fit law=chinchilla runs=runs/quickstart
   fulcrum runs runs=runs/quickstart sort=eval_loss

@@ -25,9 +25,10 @@ class FulcrumLauncher(Launcher):
         self.command = config.hydra.job.config_name
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[Any]:
-        from slurm.launcher import launch, prepare
+        from slurm.launcher import launch, plan, prepare
 
-        {"config": launch, "prepare": prepare}[self.command]([list(overrides) for overrides in job_overrides])
+        points = [list(overrides) for overrides in job_overrides]
+        {"config": launch, "plan": plan, "prepare": prepare}[self.command](points)
         return []
 
 

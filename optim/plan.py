@@ -33,11 +33,11 @@ class Steps(NamedTuple):
     lr: NDArray[np.float64]
 
 
-class _Stretches(NamedTuple):
-    """Consecutive steps of one segment, one entry per stretch; segments in which no step starts are left out."""
+class Segments(NamedTuple):
+    """Stretches of equal steps, one entry each. A segment of the ramp in which no step starts is left out."""
 
     tokens: NDArray[np.int64]
-    """at the start of its first step"""
+    """before the first step"""
     steps: NDArray[np.int64]
     batch_size: NDArray[np.int64]
     lr_scale: NDArray[np.float64]
@@ -79,7 +79,7 @@ class Plan:
             )
         if not 0 <= self.warmup_start <= 1:
             raise ValueError(f"warmup_start={self.warmup_start} must be in [0, 1]: it is a multiplier of peak_lr.")
-        first, samples = int(self._stretches.batch_size[0]), -(-self.total_tokens // self.sequence_length)
+        first, samples = int(self.segments.batch_size[0]), -(-self.total_tokens // self.sequence_length)
         if first > samples:
             raise ValueError(
                 f"ramp.batch_size={first} is more than the {samples} sequences of total_tokens={self.total_tokens}: "
@@ -94,17 +94,17 @@ class Plan:
         return of_progress(self.schedule, self.warmup_tokens, self.total_tokens)
 
     @cached_property
-    def _stretches(self) -> _Stretches:
-        segments = self.ramp.segments(self._schedule, self.warmup_tokens, self.total_tokens)
-        ends = [segment.tokens for segment in segments[1:]] + [self.total_tokens]
+    def segments(self) -> Segments:
+        planned = self.ramp.segments(self._schedule, self.warmup_tokens, self.total_tokens)
+        ends = [segment.tokens for segment in planned[1:]] + [self.total_tokens]
         rows, tokens = [], 0
-        for segment, end in zip(segments, ends, strict=True):
+        for segment, end in zip(planned, ends, strict=True):
             step_tokens = segment.batch_size * self.sequence_length
             steps = max(0, -(-(end - tokens) // step_tokens))
             if steps:
                 rows.append((tokens, steps, segment.batch_size, segment.lr_scale, segment.follows_schedule))
             tokens += steps * step_tokens
-        return _Stretches(*(np.array(column) for column in zip(*rows, strict=True)))
+        return Segments(*(np.array(column) for column in zip(*rows, strict=True)))
 
     @property
     def total_samples(self) -> int:
@@ -118,13 +118,13 @@ class Plan:
         """
         if self.ramp.cuts_last_batch:
             return -(-self.total_tokens // self.sequence_length) * self.sequence_length
-        last = self._stretches
+        last = self.segments
         return int(last.tokens[-1] + last.steps[-1] * last.batch_size[-1] * self.sequence_length)
 
     @property
     def serial_steps(self) -> int:
         """Optimizer steps of the run, one after another."""
-        return int(self._stretches.steps.sum())
+        return int(self.segments.steps.sum())
 
     def lr(self, tokens: ArrayLike) -> NDArray[np.float64]:
         """Learning rate of the steps under way after `tokens` (any shape; 0 <= tokens < final_tokens)."""
@@ -132,9 +132,9 @@ class Plan:
         index, start = self._step_under_way(np.atleast_1d(tokens))
         warmup = self.warmup_start + (1 - self.warmup_start) * start / max(self.warmup_tokens, 1)
         x = (start - self.warmup_tokens) / (self.total_tokens - self.warmup_tokens)
-        scheduled = np.where(self._stretches.follows_schedule[index], self._schedule(np.clip(x, 0, 1)), 1.0)
+        scheduled = np.where(self.segments.follows_schedule[index], self._schedule(np.clip(x, 0, 1)), 1.0)
         multiplier = np.where(start < self.warmup_tokens, warmup, scheduled)
-        return (self.peak_lr * self._stretches.lr_scale[index] * multiplier).reshape(np.shape(tokens))
+        return (self.peak_lr * self.segments.lr_scale[index] * multiplier).reshape(np.shape(tokens))
 
     def at(self, tokens: int) -> PlanPoint:
         """Rate and batch of the step that is under way after `tokens` (0 <= tokens < final_tokens)."""
@@ -142,21 +142,21 @@ class Plan:
             raise ValueError(f"the plan has no step after {tokens} tokens: it covers 0 to {self.final_tokens}.")
         index, start = self._step_under_way(np.asarray(tokens))
         left = (self.final_tokens - int(start)) // self.sequence_length
-        return PlanPoint(float(self.lr(tokens)), min(int(self._stretches.batch_size[index]), left))
+        return PlanPoint(float(self.lr(tokens)), min(int(self.segments.batch_size[index]), left))
 
     def steps(self) -> Steps:
         """The whole run, one entry per step."""
-        stretches = self._stretches
-        batch_size = np.repeat(stretches.batch_size, stretches.steps)
+        segments = self.segments
+        batch_size = np.repeat(segments.batch_size, segments.steps)
         ends = np.cumsum(batch_size) * self.sequence_length
         tokens_before = np.append(0, ends[:-1])
         batch_size[-1] = (self.final_tokens - tokens_before[-1]) // self.sequence_length
         return Steps(tokens_before, batch_size, self.lr(tokens_before))
 
     def _step_under_way(self, tokens: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
-        """The stretch, and the tokens at the start, of the step that is under way after `tokens`."""
-        index = np.searchsorted(self._stretches.tokens, tokens, side="right") - 1
-        first, step_tokens = self._stretches.tokens[index], self._stretches.batch_size[index] * self.sequence_length
+        """The segment, and the tokens at the start, of the step that is under way after `tokens`."""
+        index = np.searchsorted(self.segments.tokens, tokens, side="right") - 1
+        first, step_tokens = self.segments.tokens[index], self.segments.batch_size[index] * self.sequence_length
         return index, first + (tokens - first) // step_tokens * step_tokens
 
 

@@ -1,0 +1,221 @@
+"""`fulcrum plan`: what plans would do, without training: table, picture, JSON.
+
+[PlannedRun(label, plan, N)] --show--> terminal, or JSON; a file with learning rate and batch size against tokens
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from data.records import load_curves, load_runs
+from optim.plan import Plan
+from optim.ramps import ConstantBatch
+from scaling.wording import short
+
+_BARS = " ▁▂▃▄▅▆▇█"
+_WIDTH = 32  # characters of a picture in the terminal
+_LISTED = 30  # rows of a plan's segments on the terminal; JSON has them all
+_POINTS = 400  # of a curve in the figure
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One point of a sweep: `label` tells it from the others, `N` finds records of the same model."""
+
+    label: str
+    plan: Plan
+    N: int
+
+    @property
+    def constant(self) -> Plan:
+        """The same plan with the first batch throughout: what steps and seconds are saved against."""
+        return dataclasses.replace(self.plan, ramp=ConstantBatch(int(self.plan.segments.batch_size[0])))
+
+
+def show(runs: Sequence[PlannedRun], form: str = "table", records: str | None = None, out: str | None = None) -> None:
+    """Prints the plans as a table with pictures, or as JSON, and writes the figure to `out`.
+
+    `records` is a folder of runs: their speeds tell how long the plans would take. ValueError for a form or a kind of
+    file that there is not, and for records of no use.
+    """
+    if form not in ("table", "json"):
+        raise ValueError(f"format={form}: use table or json.")
+    speeds = [seconds_per_step(records, run) if records else {} for run in runs]
+    described = [describe(run, measured) for run, measured in zip(runs, speeds, strict=True)]
+    if out:
+        write_figure(runs, Path(out))
+    if form == "json":
+        print(json.dumps(described if len(runs) > 1 else described[0], indent=1))
+    else:
+        _print(runs, described)
+
+
+def describe(run: PlannedRun, measured: dict[int, float]) -> dict[str, Any]:
+    """The plan in numbers. `measured`: batch size -> seconds per step; without it `seconds` are null."""
+    plan, constant = run.plan, run.constant
+    segments = plan.segments
+    seconds, before = (_seconds(p, measured) for p in (plan, constant))
+    rate = plan.lr(segments.tokens)
+    return {
+        "label": run.label,
+        "total_tokens": plan.total_tokens,
+        "final_tokens": plan.final_tokens,
+        "serial_steps": plan.serial_steps,
+        "constant_batch_steps": constant.serial_steps,
+        "steps_saved": 1 - plan.serial_steps / constant.serial_steps,
+        "seconds": seconds,
+        "constant_batch_seconds": before,
+        "seconds_saved": None if seconds is None or before is None else 1 - seconds / before,
+        "segments": [
+            {"tokens": int(t), "steps": int(n), "batch_size": int(b), "lr": float(lr)}
+            for t, n, b, lr in zip(segments.tokens, segments.steps, segments.batch_size, rate, strict=True)
+        ],
+    }
+
+
+def seconds_per_step(records: str, run: PlannedRun) -> dict[int, float]:
+    """Batch size -> median seconds per step, over completed runs of this N and sequence length below `records`.
+
+    A logged row counts when its batch is that of the row before: then all its steps had it.
+    """
+    length = run.plan.sequence_length
+    runs = load_runs(records)
+    same = runs[(runs["status"] == "completed") & (runs["N"] == run.N) & (runs["sequence_length"] == length)]
+    if same.empty:
+        raise ValueError(
+            f"records={records} has no completed run with N={run.N} and sequence_length={length}: speeds of another "
+            "model say nothing about this one."
+        )
+    curves = load_curves(records)
+    curves = curves[curves["run_id"].isin(same["run_id"])].sort_values(["run_id", "tokens"])
+    steady = curves[curves["batch_size"] == curves.groupby("run_id")["batch_size"].shift()]
+    each = steady["batch_size"] * length / steady["tokens_per_second"]
+    return {int(b): float(s) for b, s in each.groupby(steady["batch_size"]).median().items()}
+
+
+def _seconds(plan: Plan, measured: dict[int, float]) -> float | None:
+    """Expected training seconds; None where a batch lies outside those that were measured."""
+    sizes = np.array(sorted(measured))
+    batches = plan.segments.batch_size
+    if not len(sizes) or batches.min() < sizes[0] or batches.max() > sizes[-1]:
+        return None
+    per_step = np.interp(batches, sizes, [measured[int(size)] for size in sizes])
+    return float((plan.segments.steps * per_step).sum())
+
+
+def figure(runs: Sequence[PlannedRun]) -> dict[str, Any]:
+    """Learning rate and batch size against tokens, one line per plan, as a Vega-Lite specification."""
+    import altair as alt
+
+    from scaling.drawing import COUNT_LABEL, Data, category, log_axis
+
+    frames = []
+    for run in runs:
+        plan = run.plan
+        tokens = np.unique(np.append(np.linspace(0, plan.final_tokens - 1, _POINTS).astype(int), plan.segments.tokens))
+        sizes = plan.segments.batch_size[np.searchsorted(plan.segments.tokens, tokens, side="right") - 1]
+        frames.append(pd.DataFrame({"tokens": tokens, "lr": plan.lr(tokens), "batch_size": sizes, "plan": run.label}))
+    data, table = Data(), pd.concat(frames)
+    colour = category("plan", [run.label for run in runs]) if len(runs) > 1 else alt.value("#222222")
+    across = alt.X("tokens:Q", title="training tokens", axis=alt.Axis(labelExpr=COUNT_LABEL, tickCount=6))
+    rate = alt.Y("lr:Q", title="learning rate")
+    batch = log_axis(alt.Y, "batch_size", "batch size (sequences)", table["batch_size"], COUNT_LABEL)
+    panels = [
+        data.chart(table)
+        .mark_line(interpolate="step-after", strokeWidth=1.8)
+        .encode(across, y, colour)
+        .properties(width=420, height=260)
+        for y in (rate, batch)
+    ]
+    return data.finish(alt.hconcat(*panels, spacing=28), legend="top")
+
+
+def write_figure(runs: Sequence[PlannedRun], path: Path) -> None:
+    """Writes the figure as .svg, .pdf, .png or .html."""
+    import vl_convert
+
+    from data.records import write_atomic
+
+    kinds: dict[str, Callable[[dict[str, Any]], str | bytes]] = {
+        ".svg": lambda spec: vl_convert.vegalite_to_svg(spec),
+        ".pdf": lambda spec: vl_convert.vegalite_to_pdf(spec),
+        ".png": lambda spec: vl_convert.vegalite_to_png(spec, scale=2),
+        ".html": lambda spec: vl_convert.vegalite_to_html(spec, bundle=True),
+    }
+    if path.suffix not in kinds:
+        raise ValueError(f"out={path}: a picture is one of {', '.join(kinds)}.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, kinds[path.suffix](figure(runs)))
+
+
+# -------------------------------------------------------------------------------------------------- terminal
+
+
+def _print(runs: Sequence[PlannedRun], described: Sequence[dict[str, Any]]) -> None:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=400)  # as wide as it needs to be: a number cut off helps nobody
+    table = Table()
+    table.add_column("plan", overflow="fold")
+    for name in ("steps", "saved", "batch", "rate: peak", "last"):
+        table.add_column(name, justify="right", no_wrap=True)
+    timed = any(numbers["seconds"] is not None for numbers in described)
+    if timed:
+        table.add_column("seconds", justify="right", no_wrap=True)
+        table.add_column("saved", justify="right", no_wrap=True)
+    table.add_column("learning rate, batch size", no_wrap=True)
+    for run, numbers in zip(runs, described, strict=True):
+        rates, batches = _pictures(run.plan)
+        sizes = run.plan.segments.batch_size
+        saved, seconds = numbers["seconds_saved"], numbers["seconds"]
+        table.add_row(
+            run.label,
+            f"{numbers['serial_steps']}",
+            f"{numbers['steps_saved']:.1%}",
+            f"{sizes[0]}" if sizes.min() == sizes.max() else f"{sizes.min()} to {sizes.max()}",
+            f"{run.plan.peak_lr:.3g}",
+            f"{run.plan.lr(run.plan.final_tokens - 1):.3g}",
+            *([] if not timed else ["-", "-"] if seconds is None else [f"{seconds:.1f}", f"{saved:.1%}"]),
+            f"{rates}\n{batches}",
+        )
+    console.print(table)
+    for numbers in described:
+        over = numbers["final_tokens"] - numbers["total_tokens"]
+        if over:
+            console.print(f"{numbers['label']}: ends {over} tokens after its budget of {numbers['total_tokens']}.")
+    if len(runs) == 1 and len(described[0]["segments"]) > 1:
+        console.print(_segments(described[0]["segments"]))
+
+
+def _segments(segments: Sequence[dict[str, Any]]) -> Table:
+    table = Table("from token", "steps", "batch size", "learning rate", title="segments", title_justify="left")
+    for column in table.columns:
+        column.justify = "right"
+    hidden = max(0, len(segments) - _LISTED)
+    head = segments[: _LISTED // 2] if hidden else segments
+    for row in head:
+        table.add_row(short(row["tokens"]), str(row["steps"]), str(row["batch_size"]), f"{row['lr']:.4g}")
+    if hidden:
+        table.add_row(f"({hidden} more)", "", "", "")
+        for row in segments[-(_LISTED // 2) :]:
+            table.add_row(short(row["tokens"]), str(row["steps"]), str(row["batch_size"]), f"{row['lr']:.4g}")
+    return table
+
+
+def _pictures(plan: Plan) -> tuple[str, str]:
+    """Rate and batch against tokens as rows of blocks, each from 0 to its own maximum."""
+    tokens = np.linspace(0, plan.final_tokens - 1, _WIDTH).astype(int)
+    batch = plan.segments.batch_size[np.searchsorted(plan.segments.tokens, tokens, side="right") - 1]
+    return tuple(  # type: ignore[return-value]
+        "".join(_BARS[round(8 * value)] for value in values / values.max()) for values in (plan.lr(tokens), batch)
+    )
