@@ -9,6 +9,7 @@ starts unless all points are good; a ValueError lists all bad ones.
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +118,13 @@ def resolve(config: dict[str, Any], overrides: list[str]) -> Point:
         launch["logger"],
         "use logger=<name>",
     )
-    for node in (config["optimizer"], config["data"], launch["logger"]):
+    config["averages"] = config["averages"] or None  # no averages are no part of the identity
+    for name, average in (config["averages"] or {}).items():
+        key = f"averages.{name}"
+        _check(bool(re.fullmatch("[A-Za-z0-9_]+", name)), key, average, "use only A-Z, a-z, 0-9 and _ in the name")
+        described = isinstance(average, dict) and "_target_" in average
+        _check(described, key, average, f"give it a _target_ of optim.averaging, or remove it with ~{key}")
+    for node in (config["optimizer"], config["data"], config["averages"], launch["logger"]):
         _instantiate_all(node)
     strategy, optimizer = instantiate(launch["strategy"]), instantiate(config["optimizer"])
     check_devices(strategy, launch["devices"])

@@ -101,6 +101,9 @@ class Config:
     optimizer: dict[str, Any] = MISSING
     schedule: dict[str, Any] = MISSING
     ramp: dict[str, Any] = MISSING
+    averages: dict[str, Any] | None = field(default_factory=dict)
+    """averages of the weights by name, each evaluated as eval_loss_<name>: group `averages`, or
+    +averages.tail={_target_:optim.averaging.Tail,start:0.8}"""
     eval: Eval = field(default_factory=Eval)
     launch: Launch = field(default_factory=Launch)
 

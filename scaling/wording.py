@@ -69,7 +69,7 @@ def choices(runs: pd.DataFrame) -> list[str]:
     """
     varying = []
     for name in map(str, runs):
-        if name in _NOT_CHOICES or name.startswith(("launch.", "eval", "vars.")):
+        if name in _NOT_CHOICES or name.startswith(("launch.", "eval", "vars.", "averages")):
             continue
         values = runs[name].map(lambda x: str(x) if isinstance(x, list | dict) else x)
         if name.startswith("model.") and values.groupby(runs["N"]).nunique(dropna=False).max() == 1:

@@ -11,6 +11,7 @@ TORCH_FREE = [
     "data.records",
     "data.order",
     "data.prepare",
+    "optim.averaging",
     "optim.plan",
     "optim.schedules",
     "optim.ramps",

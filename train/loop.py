@@ -6,7 +6,7 @@ step, and logs, evaluates and checkpoints where the tokens pass a multiple of th
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -50,9 +50,10 @@ def train(run: Run, life: dict[str, Any], stop_requested: Callable[[], bool]) ->
             diverged = divergence(result, step, tokens, batch_size, run)
             break
         before, tokens, step, stop = tokens, tokens + batch_size * length, step + 1, result.stop
+        run.averages.update(step)
 
         done = tokens == plan.final_tokens
-        evaluation = evaluate_held_out(run) if done or passes(before, tokens, eval_every) else {}
+        evaluation = evaluate_held_out(run, step) if done or passes(before, tokens, eval_every) else {}
         if record and (evaluation or passes(before, tokens, log_every)):
             now = time.perf_counter()
             row = {
@@ -92,15 +93,29 @@ def passes(before: int, after: int, interval: float) -> bool:
     return math.floor(after / interval) > math.floor(before / interval)
 
 
-def evaluate_held_out(run: Run) -> dict[str, float]:
-    """`eval_loss` (sources weighted as in training), `eval_loss/<source>` where there are several, bits per byte."""
+def evaluate_held_out(run: Run, step: int) -> dict[str, float]:
+    """`eval_loss` (sources weighted as in training), `eval_loss/<source>` where there are several, bits per byte; and
+    `eval_loss_<average>` of every average that has begun."""
+    loss, by_source = held_out_loss(run)
+    averaged = {}
+    for name in run.averages.begun(step):
+        with run.averages.applied(name):
+            averaged[f"eval_loss_{name}"], _ = held_out_loss(run)
+    bytes_per_token = by_weight(run, run.prepared.bytes_per_token_by_source)
+    sources = {f"eval_loss/{name}": value for name, value in by_source.items()} if len(by_source) > 1 else {}
+    return {"eval_loss": loss, "eval_bits_per_byte": loss / math.log(2) / bytes_per_token, **sources, **averaged}
+
+
+def held_out_loss(run: Run) -> tuple[float, dict[str, float]]:
+    """Of the weights that the model has now: over all sources, weighted as in training, and by source."""
+    by_source = {name: evaluate(run.fabric, run.model, run.eval_batches(name)) for name in run.eval_data}
+    return by_weight(run, by_source), by_source
+
+
+def by_weight(run: Run, values: Mapping[str, float]) -> float:
+    """The mean of a value per held-out source, weighted as in training."""
     weights = run.prepared.weights
-    losses = {name: evaluate(run.fabric, run.model, run.eval_batches(name)) for name in run.eval_data}
-    total = sum(weights.values())
-    loss = sum(weights[name] * losses[name] for name in losses) / total
-    bytes_per_token = sum(weights[name] * run.prepared.bytes_per_token_by_source[name] for name in losses) / total
-    by_source = {f"eval_loss/{name}": value for name, value in losses.items()} if len(losses) > 1 else {}
-    return {"eval_loss": loss, "eval_bits_per_byte": loss / math.log(2) / bytes_per_token, **by_source}
+    return sum(weights[name] * values[name] for name in run.eval_data) / sum(weights.values())
 
 
 def restore(run: Run) -> tuple[int, float]:
@@ -110,6 +125,7 @@ def restore(run: Run) -> tuple[int, float]:
         return 0, 0.0
     run.model.load_state_dict(state["model"])
     run.optimizer.load_state_dict(state["optimizer"])
+    run.averages.load_state_dict(state.get("averages", {}))  # checkpoints of older versions have none
     return state["tokens"], state["seconds"]
 
 
@@ -120,6 +136,7 @@ def save(run: Run, tokens: int, seconds: float) -> None:
             "seconds": seconds,
             "model": run.model.state_dict(),
             "optimizer": run.optimizer.state_dict(),
+            "averages": run.averages.state_dict(),
         }
         checkpoint.save(run.folder / "checkpoints", tokens, state, run.config["launch"]["checkpoint"]["keep"])
     run.fabric.barrier()

@@ -14,6 +14,7 @@ from data.batches import Batch, Batches, sample_count, sample_order
 from data.order import EvenlySpaced, SampleOrder
 from data.prepare import Prepared, cache_folder, open_prepared
 from optim.plan import Plan, plan_of
+from train.averages import Averages
 from train.model import Transformer, initialize
 from train.shape import Shape
 from train.strategies import build_fabric
@@ -36,6 +37,7 @@ class Run:
     micro_batch_size: int
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    averages: Averages
     loggers: list[Any]
 
     def micro_batches(self, offset: int, batch_size: int) -> list[Batch]:
@@ -103,6 +105,7 @@ def build_run(config: Mapping[str, Any], folder: Path) -> Run:
     initialize(model, config["seed"])
     optimizer = instantiate(config["optimizer"]).build(model.named_parameters(), plan)
     model, optimizer = fabric.setup(model, optimizer)
+    averages = {name: instantiate(average) for name, average in (config["averages"] or {}).items()}
     logger = instantiate(launch["logger"])
     return Run(
         config=config,
@@ -117,6 +120,7 @@ def build_run(config: Mapping[str, Any], folder: Path) -> Run:
         micro_batch_size=launch["micro_batch_size"] or -(-plan.at(0).batch_size // fabric.world_size),
         model=model,
         optimizer=optimizer,
+        averages=Averages(averages, model.module.named_parameters(), plan),
         loggers=[logger.build(folder, folder.name, dict(config))] if logger and fabric.is_global_zero else [],
     )
 

@@ -246,11 +246,12 @@ def test_a_users_own_experiment_works_far_from_the_checkout(fulcrum, tiny, tmp_p
 
 
 def test_two_processes_follow_the_same_losses_as_one(fulcrum, tiny, tmp_path):
+    both = ["launch.log_every_tokens=1", "averages=standard"]
     for name, layout in {
         "single": [],
         "ddp": ["strategy=ddp", "launch.devices=2", "launch.micro_batch_size=2"],
     }.items():
-        result = fulcrum("train", *tiny, *layout, f"launch.runs={tmp_path}/{name}", "launch.log_every_tokens=1")
+        result = fulcrum("train", *tiny, *layout, *both, f"launch.runs={tmp_path}/{name}")
         assert result.returncode == 0, (result.stderr, [p.read_text() for p in tmp_path.rglob("output.log")])
     (single,), (ddp,) = records(tmp_path / "single").values(), records(tmp_path / "ddp").values()
     assert len(single) == len(ddp) == 34
@@ -258,3 +259,4 @@ def test_two_processes_follow_the_same_losses_as_one(fulcrum, tiny, tmp_path):
         assert one.keys() == two.keys()
         for key in one:
             assert one[key] == two[key] or abs(one[key] - two[key]) <= 1e-5 * abs(one[key]), key
+    assert {"eval_loss_half_life", "eval_loss_growing", "eval_loss_tail"} <= single[-1].keys()

@@ -1,0 +1,198 @@
+"""Averaged weights of real runs, in this process: what they hold, that they survive a stop, and disturb nothing."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from conf.points import expand
+from data.prepare import prepare
+from data.records import load_runs, write_atomic, write_json
+from optim.averaging import EWA, HalfLife, Tail
+from optim.plan import Plan
+from optim.ramps import ConstantBatch
+from optim.schedules import Constant
+from scaling.wording import choices
+from train import checkpoint
+from train.averages import Averages
+from train.loop import held_out_loss, train
+from train.run import build_run
+
+pytestmark = pytest.mark.usefixtures("hydra_conf", "one_thread")
+
+STANDARD = ["averages=standard", "+averages.ewa={_target_:optim.averaging.EWA,decay:0.9}"]
+KEYS = {"eval_loss_half_life", "eval_loss_growing", "eval_loss_tail", "eval_loss_ewa"}
+
+
+@pytest.fixture
+def one_thread():
+    """Models this small are slower on two threads, much slower where the cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def make(tiny, cache):
+    """Override lists -> a point that is ready to train, its record in a new folder."""
+
+    def make(*overrides):
+        (point,) = expand([[*tiny, "launch.log_every_tokens=1", *overrides]])
+        prepare(point.config["data"], point.config["tokenizer"], cache, processes=1)
+        shutil.rmtree(point.folder, ignore_errors=True)
+        point.folder.mkdir(parents=True)
+        return point
+
+    return make
+
+
+def life(point, steps=None):
+    """Trains at most `steps` steps; returns the status and the run."""
+    calls = iter(range(10**6))
+    run = build_run(point.config, point.folder)
+    return train(run, {"threads": 1}, lambda: steps is not None and next(calls) >= steps - 1), run
+
+
+def rows(point):
+    timing = ("seconds", "tokens_per_second")
+    lines = (point.folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in timing} for line in lines]
+
+
+def counts(point):
+    """What every iterate counts at the end of the run, the initial weights first, by average: written out."""
+    tokens = np.append(point.plan.steps().tokens_before, point.plan.total_tokens)
+    half_life, t = point.config["averages"]["half_life"]["tokens"], np.arange(len(tokens))
+    keeps = 2 ** (-25 / (t[1:] + 1))
+    by_name = {
+        "half_life": 2 ** (-(tokens[-1] - tokens) / half_life) * np.diff(tokens, prepend=0).astype(bool),
+        "growing": np.append(np.prod(keeps), [(1 - keeps[i]) * np.prod(keeps[i + 1 :]) for i in range(len(keeps))]),
+        "tail": tokens > 0.8 * tokens[-1],
+        "ewa": 0.9 ** (t[-1] - t) * (t > 0),
+    }
+    # the decay of a step is that of its tokens: the last one is short
+    by_name["half_life"] = by_name["half_life"] * (1 - 2 ** (-np.diff(tokens, prepend=0) / half_life))
+    return {name: count / count.sum() for name, count in by_name.items()}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_averages_are_the_weighted_sums_of_all_iterates_in_float32(make, precision, monkeypatch):
+    iterates = []
+    update = Averages.update
+
+    def recorded(self, step):
+        update(self, step)
+        iterates.append([p.detach().double() for p in self._parameters])
+
+    point = make(*STANDARD, f"precision={precision}")
+    initial = [p.detach().double() for p in build_run(point.config, point.folder).model.parameters()]
+    monkeypatch.setattr(Averages, "update", recorded)
+    status, run = life(point)
+    assert status == "completed" and len(iterates) == 34
+    by_name = counts(point)
+    for name, state in run.averages.state_dict().items():
+        for i, (parameter, value) in enumerate(state.items()):
+            assert value.dtype == torch.float32
+            expected = sum(c * w[i] for c, w in zip(by_name[name], [initial, *iterates], strict=True) if c)
+            torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6, msg=f"{name} {parameter}")
+
+
+def test_an_average_is_evaluated_under_its_own_key_from_its_first_iterate_on(make):
+    point = make(*STANDARD)
+    _, run = life(point)
+    evaluated = [row for row in rows(point) if "eval_loss" in row]
+    assert [KEYS - row.keys() for row in evaluated] == [{"eval_loss_tail"}] * 3 + [set(), set()]
+    for name, weights in run.averages.state_dict().items():
+        run.model.load_state_dict(weights, strict=False)
+        loss, _ = held_out_loss(run)
+        assert loss == evaluated[-1][f"eval_loss_{name}"] != evaluated[-1]["eval_loss"]
+
+
+def test_averages_do_not_disturb_training(make):
+    point, plain = make(*STANDARD), make()
+    _, run = life(point)
+    _, expected = life(plain)
+    assert [{k: v for k, v in row.items() if k not in KEYS} for row in rows(point)] == rows(plain)
+    for name, value in expected.model.state_dict().items():
+        torch.testing.assert_close(run.model.state_dict()[name], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("stops", [[1], [7, 1, 20], [33]])
+def test_a_stopped_run_goes_on_with_its_averages_bit_for_bit(make, stops):
+    point = make(*STANDARD)
+    _, run = life(point)
+    expected, undisturbed = run.averages.state_dict(), rows(point)
+    make(*STANDARD)
+    for steps in stops:
+        assert life(point, steps)[0] == "preempted"
+    status, run = life(point)
+    assert status == "completed" and rows(point) == undisturbed
+    for name, weights in run.averages.state_dict().items():
+        for parameter, value in weights.items():
+            torch.testing.assert_close(value, expected[name][parameter], rtol=0, atol=0)
+
+
+def test_a_checkpoint_from_before_averages_loads(make):
+    point = make()
+    life(point)
+    undisturbed = rows(point)
+    make()
+    life(point, 5)
+    folder = point.folder / "checkpoints"
+    state = checkpoint.load_latest(folder)
+    del state["averages"]
+    checkpoint.save(folder, state["tokens"], state, keep=1)
+    assert life(point)[0] == "completed" and rows(point) == undisturbed
+
+
+def test_the_final_losses_of_averages_are_columns_and_not_choices(make):
+    points = [make(*STANDARD, "averages.tail.start=0.5"), make(*STANDARD), make()]
+    for point in points:
+        life(point)
+        write_atomic(point.folder / "config.yaml", yaml.safe_dump(point.config))
+        write_json(point.folder / "run.json", {"run_id": point.run_id, "N": 1})
+    runs = load_runs(points[0].folder.parent)
+    assert runs[sorted(KEYS)].notna().all(axis=1).sum() == 2
+    assert runs["averages.tail.start"].nunique() == 2
+    assert not [name for name in choices(runs) if "averages" in name or "eval" in name]
+
+
+@pytest.fixture
+def model():
+    return torch.nn.Linear(3, 2)
+
+
+def averages_of(model, **settings):
+    return Averages(settings, model.named_parameters(), Plan(40, 1, 1.0, Constant(), ConstantBatch(4)))
+
+
+def test_the_models_own_weights_come_back_also_when_evaluation_fails(model):
+    averages = averages_of(model, tail=Tail(0.5), ewa=EWA(0.5))
+    own = {name: p.detach().clone() for name, p in model.named_parameters()}
+    places = [p.data_ptr() for p in model.parameters()]
+    with torch.no_grad():
+        averages._averaged["ewa"][0].fill_(3.0)
+    with pytest.raises(RuntimeError, match="evaluation"), averages.applied("ewa"):
+        assert (model.weight == 3).all()
+        raise RuntimeError("evaluation")
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.detach(), own[name], rtol=0, atol=0)
+        assert parameter.requires_grad
+    assert [p.data_ptr() for p in model.parameters()] == places
+    assert (averages._averaged["ewa"][0] == 3).all()
+
+
+def test_low_precision_weights_are_averaged_in_float32(model):
+    model.bfloat16()
+    averages = averages_of(model, half=HalfLife(4.0))
+    with torch.no_grad():
+        for step in (1, 2):
+            model.weight.fill_(step)
+            averages.update(step)
+    weight = averages.state_dict()["half"]["weight"]
+    assert weight.dtype == torch.float32
+    torch.testing.assert_close(weight, torch.full((2, 3), (0.5 * 1 + 2) / 1.5))
