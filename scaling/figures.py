@@ -1,78 +1,82 @@
-"""Figures of runs and laws: tables in, Vega-Lite specifications out; one serves HTML, SVG, PDF and PNG.
+"""Figures of runs and of their law: tables in, Vega-Lite specifications out; one serves HTML, SVG, PDF and PNG.
 
-Marks and axes are written in Altair. The data join the finished specification as named datasets, once each and
-rounded to six digits, because they travel inside the HTML page. Sizes are coloured along viridis, small ones dark and
-large ones green (its yellow end is too pale for white paper).
+Sizes are coloured along viridis, small ones dark and large ones green (its yellow end is too pale for white paper).
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import altair as alt
 import numpy as np
 import pandas as pd
-import vl_convert
 
 from scaling.allocate import Allocation
+from scaling.drawing import ACCENT, COUNT_LABEL, FAINT, FLOPS_LABEL, INK, Data, Spec, category, log_axis, ticks
 from scaling.fit import Fit
+from scaling.naming import in_order
 from scaling.wording import short
 
-Spec = dict[str, Any]
-FORMATS = ("svg", "pdf", "png")
 _EARLY = 50  # curves start at this fraction of the smallest run: before it, every loss is that of a new model
 _BINS = 16  # points of a training curve: wide enough that the noise of single batches averages out
 _NAMED = 10  # sizes that a legend names one by one
-_TICKS = ((0.7, (1, 2, 3, 4, 5, 6, 7, 8, 9)), (2.6, (1, 2, 5)), (3.8, (1, 3)))  # most decades, ticks of each
-_INK, _FAINT, _ACCENT = "#222222", "#9aa0a6", "#c2410c"
-# Vega writes 1G for what the field calls 1B, and 1e+15 for 1e15.
-_TEXT = {"labelFontSize": 12, "titleFontSize": 13, "titleFontWeight": "normal"}
-_COUNT_LABEL = "replace(format(datum.value, '~s'), 'G', 'B')"
-_FLOPS_LABEL = "replace(format(datum.value, '~e'), '+', '')"
+# What the loss of one size is drawn against beside tokens, where that says more than tokens do.
+BESIDE = {
+    "N": ("flops", "training FLOPs", FLOPS_LABEL),
+    "ramp": ("step", "serial steps", COUNT_LABEL),
+    "batch_size": ("step", "serial steps", COUNT_LABEL),
+}
+_MANY = 40  # runs above which their curves are drawn thinner
 
 
-def curves(runs: pd.DataFrame, logged: pd.DataFrame, unigram: float | None = None) -> Spec:
-    """Loss against tokens and against FLOPs: training (thin, `binned`) and held-out loss (points), coloured by N.
+def curves(runs: pd.DataFrame, logged: pd.DataFrame, unigram: float | None = None, by: str = "N") -> Spec:
+    """Loss against tokens and BESIDE[by]: training (thin, `binned`) and held-out loss (points), coloured by `by`.
 
-    `runs`: run_id, N; `logged`: run_id, tokens, flops, loss, eval_loss; `unigram`: entropy of single tokens, nats.
+    `runs`: run_id, N and the column `by`; `logged`: run_id, tokens, flops, loss, eval_loss; `unigram`: entropy of
+    single tokens, nats.
     """
-    table = logged.merge(runs[["run_id", "N"]], on="run_id")
+    table = logged.merge(runs[list(dict.fromkeys(["run_id", "N", by]))], on="run_id", suffixes=("", "_of_run"))
     start = table.groupby("run_id")["tokens"].max().min() / _EARLY
     table = table[table["tokens"] >= start]
-    training = binned(table)
-    colour = _size_colour(runs["N"])
-    kept = [c for c in ("run_id", "N", "tokens", "flops", "eval_loss") if c in table]
+    training = binned(table, [by])
+    many = len(runs) > _MANY
+    colour = _size_colour(runs["N"]) if by == "N" else category(by, in_order(runs[by].dropna()), by.replace("_", " "))
+    kept = [c for c in dict.fromkeys(["run_id", by, "tokens", "flops", "step", "eval_loss"]) if c in table]
     held_out = table.loc[table["eval_loss"].notna(), kept] if "eval_loss" in table else table.loc[[], kept]
     held_out = held_out.rename(columns={"eval_loss": "loss"})
     unigram_line = pd.DataFrame({"loss": [unigram], "text": ["unigram entropy"]})
-    data, panels = _Data(), []
-    for x, title, label in (("tokens", "training tokens", _COUNT_LABEL), ("flops", "training FLOPs", _FLOPS_LABEL)):
-        across = _log(alt.X, x, title, table[x], label)
+    data, panels = Data(), []
+    axes = [("tokens", "training tokens", COUNT_LABEL)] + ([BESIDE[by]] if by in BESIDE else [])
+    width = 410 if len(axes) > 1 else 640
+    for x, title, label in axes:
+        across = log_axis(alt.X, x, title, table[x], label)
         y = alt.Y("loss:Q", title="loss (nats per token)", scale=alt.Scale(zero=False))
+        lines = data.chart(training).mark_line(strokeWidth=0.8 if many else 1.2, opacity=0.35 if many else 0.6)
+        points = data.chart(held_out).mark_circle(size=9 if many else 30, opacity=0.6 if many else 1)
+        told = [alt.Tooltip("size:N" if by == "N" else f"{by}:N", title=by)]
+        told += [alt.Tooltip(f"{x}:Q", format=".3s"), alt.Tooltip("loss:Q", format=".4f")]
         layers = [
-            data.chart(training).mark_line(strokeWidth=1.2, opacity=0.6).encode(across, y, colour, detail="run_id:N"),
-            data.chart(held_out)
-            .mark_circle(size=30, opacity=1)
-            .encode(across, y, colour, tooltip=["run_id:N", *_tooltips("loss", count=x)]),
+            lines.encode(across, y, colour, detail="run_id:N"),
+            points.encode(across, y, colour, tooltip=["run_id:N", *told]),
         ]
         if unigram is not None and training["loss"].max() > unigram:
             rule = data.chart(unigram_line)
-            layers.append(rule.mark_rule(strokeDash=[5, 4], color=_INK, opacity=0.6).encode(y="loss:Q"))
-            words = rule.mark_text(align="right", baseline="bottom", dy=-3, fontSize=12, color=_INK)
-            layers.append(words.encode(x=alt.value(405), y="loss:Q", text="text:N"))
-        panels.append(alt.layer(*layers).properties(width=410, height=300))
+            layers.append(rule.mark_rule(strokeDash=[5, 4], color=INK, opacity=0.6).encode(y="loss:Q"))
+            words = rule.mark_text(align="right", baseline="bottom", dy=-3, fontSize=12, color=INK)
+            layers.append(words.encode(x=alt.value(width - 5), y="loss:Q", text="text:N"))
+        panels.append(alt.layer(*layers).properties(width=width, height=300))
     return data.finish(alt.hconcat(*panels, spacing=28))
 
 
-def binned(table: pd.DataFrame) -> pd.DataFrame:
+def binned(table: pd.DataFrame, kept: list[str]) -> pd.DataFrame:
     """Training loss of every run as means over bins that are evenly spaced in log tokens: smooth, and small."""
     table = table[np.isfinite(table["loss"])]
     log_tokens = np.log(table["tokens"])
     span = log_tokens.groupby(table["run_id"]).transform(lambda x: max(x.max() - x.min(), 1e-9))
     start = log_tokens.groupby(table["run_id"]).transform("min")
     which = np.minimum(((log_tokens - start) / span * _BINS).astype(int), _BINS - 1).rename("bin")
-    means = table.groupby([table["run_id"], which])[["N", "tokens", "flops", "loss"]].mean()
+    bins = table.groupby([table["run_id"], which])
+    means = bins[["tokens", *(c for c in ("flops", "step") if c in table), "loss"]].mean().join(bins[kept].first())
     return means.reset_index().drop(columns="bin")
 
 
@@ -86,9 +90,9 @@ def law(fit: Fit) -> Spec:
     grid = pd.DataFrame({"N": np.repeat(sizes, len(tokens)), "D": np.tile(tokens, len(sizes))})
     grid = grid.join(fit.predict(grid, interval=0.9 if fit.free_replicates is not None else None))
     colour = _size_colour(table["N"])
-    across = _log(alt.X, "D", "training tokens D", tokens, _COUNT_LABEL)
+    across = log_axis(alt.X, "D", "training tokens D", tokens, COUNT_LABEL)
     y = alt.Y("loss:Q", title=_loss_title(fit), scale=alt.Scale(zero=False))
-    data = _Data()
+    data = Data()
     base = data.chart(grid).encode(across, colour, detail="N:Q")
     layers = [base.mark_line(strokeWidth=1.5).encode(y)]
     if "low" in grid:
@@ -111,7 +115,7 @@ def residuals(fit: Fit) -> Spec:
     scale = alt.Scale(domain=[low, high], zero=False, nice=False)
     x = alt.X("predicted:Q", title="predicted " + _loss_title(fit), scale=scale)
     y = alt.Y("loss:Q", title="measured " + _loss_title(fit), scale=scale)
-    data = _Data()
+    data = Data()
     line = data.chart(ends).encode(x)
     points = (
         data.chart(table)
@@ -119,8 +123,8 @@ def residuals(fit: Fit) -> Spec:
         .encode(colour, tooltip=_tooltips("loss", "predicted", "error"))
     )
     left = alt.layer(
-        line.mark_area(color=_FAINT, opacity=0.25, clip=True).encode(alt.Y("under:Q", scale=scale), alt.Y2("over:Q")),
-        line.mark_line(color=_INK, strokeWidth=1).encode(y),
+        line.mark_area(color=FAINT, opacity=0.25, clip=True).encode(alt.Y("under:Q", scale=scale), alt.Y2("over:Q")),
+        line.mark_line(color=INK, strokeWidth=1).encode(y),
         points.encode(x, y),
     ).properties(width=330, height=330)
     reach = max(2.5, 1.1 * table["error"].abs().max())
@@ -128,11 +132,11 @@ def residuals(fit: Fit) -> Spec:
     error = alt.Y("error:Q", title=error_title, scale=scale)
     band = data.chart(pd.DataFrame({"under": [-2.0], "over": [2.0], "error": [0.0]}))
     right = alt.layer(
-        band.mark_rect(color=_FAINT, opacity=0.25).encode(
+        band.mark_rect(color=FAINT, opacity=0.25).encode(
             alt.Y("under:Q", title=error_title, scale=scale), alt.Y2("over:Q")
         ),
-        band.mark_rule(color=_INK).encode(y="error:Q"),
-        points.encode(_log(alt.X, "N", "model size N (parameters)", table["N"], _COUNT_LABEL), error),
+        band.mark_rule(color=INK).encode(y="error:Q"),
+        points.encode(log_axis(alt.X, "N", "model size N (parameters)", table["N"], COUNT_LABEL), error),
     ).properties(width=430, height=330)
     return data.finish(alt.hconcat(left, right, spacing=40))
 
@@ -142,7 +146,7 @@ def allocation(exact: Allocation, approximate: Allocation | None, ran: pd.DataFr
 
     `ran` (the fitted rows: N, D, C, loss) is drawn as small points, and its range of C is shaded.
     """
-    data = _Data()
+    data = Data()
     shaded = data.chart(pd.DataFrame({"from": [ran["C"].min()], "to": [ran["C"].max()]}))
     kinds = [("exact FLOPs" if approximate is not None else exact.convention, exact)]
     if approximate is not None:
@@ -150,7 +154,7 @@ def allocation(exact: Allocation, approximate: Allocation | None, ran: pd.DataFr
     tables = [a.table.assign(counted=name) for name, a in kinds]
     points = ran[["N", "D", "C", "loss"]]
     colour = alt.Color(
-        "counted:N", title=None, scale=alt.Scale(domain=[k for k, _ in kinds], range=[_ACCENT, _INK][: len(kinds)])
+        "counted:N", title=None, scale=alt.Scale(domain=[k for k, _ in kinds], range=[ACCENT, INK][: len(kinds)])
     )
     dash = alt.StrokeDash(
         "counted:N", title=None, scale=alt.Scale(domain=[k for k, _ in kinds], range=[[1, 0], [5, 4]][: len(kinds)])
@@ -161,39 +165,25 @@ def allocation(exact: Allocation, approximate: Allocation | None, ran: pd.DataFr
         ("D", "best tokens D"),
         ("loss", "loss at the best size"),
     ):
-        across = _log(alt.X, "C", "training FLOPs C", [*exact.table["C"], *ran["C"]], _FLOPS_LABEL)
+        across = log_axis(alt.X, "C", "training FLOPs C", [*exact.table["C"], *ran["C"]], FLOPS_LABEL)
         drawn = [exact.table[c] for c in (name, f"{name}_low", f"{name}_high") if c in exact.table]
         shown = np.concatenate([*drawn, kinds[-1][1].table[name], ran[name]])
         y = alt.Y(f"{name}:Q", title=title, scale=alt.Scale(zero=False))
         if name != "loss":
-            y = _log(alt.Y, name, title, shown, _COUNT_LABEL)
+            y = log_axis(alt.Y, name, title, shown, COUNT_LABEL)
         layers = [
-            shaded.mark_rect(color=_FAINT, opacity=0.15).encode(alt.X("from:Q"), alt.X2("to:Q")),
-            data.chart(points).mark_circle(size=14, color=_FAINT, opacity=0.9).encode(across, y),
+            shaded.mark_rect(color=FAINT, opacity=0.15).encode(alt.X("from:Q"), alt.X2("to:Q")),
+            data.chart(points).mark_circle(size=14, color=FAINT, opacity=0.9).encode(across, y),
         ]
         if f"{name}_low" in exact.table:
             layers.append(
                 data.chart(tables[0])
-                .mark_area(color=_ACCENT, opacity=0.2)
+                .mark_area(color=ACCENT, opacity=0.2)
                 .encode(across, alt.Y(f"{name}_low:Q"), alt.Y2(f"{name}_high:Q"))
             )
         layers += [data.chart(t).mark_line(strokeWidth=2).encode(across, y, colour, dash) for t in reversed(tables)]
         panels.append(alt.layer(*layers).properties(width=245, height=260))
     return data.finish(alt.hconcat(*panels, spacing=24), legend="top")
-
-
-def save(spec: Spec, folder: Path, name: str) -> list[Path]:
-    """Writes `folder`/`name`.svg, .pdf and .png (twice the screen's resolution) and returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    contents: dict[str, Any] = {
-        "svg": vl_convert.vegalite_to_svg(spec).encode(),
-        "pdf": vl_convert.vegalite_to_pdf(spec),
-        "png": vl_convert.vegalite_to_png(spec, scale=2),
-    }
-    paths = [folder / f"{name}.{kind}" for kind in FORMATS]
-    for path, kind in zip(paths, FORMATS, strict=True):
-        path.write_bytes(contents[kind])
-    return paths
 
 
 def _size_colour(sizes: Any) -> alt.Color:
@@ -202,7 +192,7 @@ def _size_colour(sizes: Any) -> alt.Color:
     viridis = alt.SchemeParams("viridis", extent=[0, 0.88])
     if len(sizes) > _NAMED:
         scale = alt.Scale(type="log", domain=[sizes[0], sizes[-1]], scheme=viridis)
-        legend = alt.Legend(type="gradient", labelExpr=_COUNT_LABEL, values=_ticks(sizes[0], sizes[-1]))
+        legend = alt.Legend(type="gradient", labelExpr=COUNT_LABEL, values=ticks(sizes[0], sizes[-1]))
         return alt.Color("N:Q", title="N", scale=scale, legend=legend)
     names = list(dict.fromkeys(short(size) for size in sizes))
     return alt.Color(
@@ -219,70 +209,9 @@ def _loss_title(fit: Fit) -> str:
     return names.get(fit.rows.columns["loss"], fit.rows.columns["loss"])
 
 
-def _log(channel: Any, name: str, title: str | None, values: Any, label: str) -> Any:
-    """A log axis over the range of `values`."""
-    low, high = float(np.min(values)), float(np.max(values))
-    reach = (high / low) ** 0.03 if high > low else 1.2
-    low, high = low / reach, high * reach
-    return channel(
-        f"{name}:Q",
-        title=title,
-        scale=alt.Scale(type="log", nice=False, domain=[low, high]),
-        axis=alt.Axis(
-            labelExpr=label, values=_ticks(low, high), labelOverlap="greedy", labelFlush=False, labelSeparation=6
-        ),
-    )
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Ticks of a log scale: at 1, 2, 5 of every decade, more where decades are few and fewer where they are many."""
-    decades = np.log10(high / low)
-    steps = next((s for most, s in _TICKS if decades < most), (1,))
-    every = max(1, round(decades / 7))
-    powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
-    ticks = [float(f"{step}e{power}") for power in powers if power % every == 0 for step in steps]
-    return [tick for tick in ticks if low <= tick <= high]
-
-
-def _tooltips(*names: str, count: str = "D") -> list[Any]:
+def _tooltips(*names: str) -> list[Any]:
     return [
         alt.Tooltip("size:N", title="N"),
-        alt.Tooltip(f"{count}:Q", format=".3s"),
+        alt.Tooltip("D:Q", format=".3s"),
         *(alt.Tooltip(f"{n}:Q", format=".4f") for n in names),
     ]
-
-
-class _Data:
-    """The tables of one figure. `chart(table)` starts a chart on a table, which may be used for several charts."""
-
-    def __init__(self) -> None:
-        self._tables: list[pd.DataFrame] = []
-
-    def chart(self, table: pd.DataFrame) -> alt.Chart:
-        known = [k for k, other in enumerate(self._tables) if other is table]
-        if not known:
-            self._tables.append(table)
-        return alt.Chart(alt.NamedData(f"table{known[0] if known else len(self._tables) - 1}"))
-
-    def datasets(self) -> dict[str, list[dict[str, Any]]]:
-        return {f"table{k}": _records(table) for k, table in enumerate(self._tables)}
-
-    def finish(self, chart: Any, legend: str = "right") -> Spec:
-        """The specification of `chart` in the look that all figures share, with the data."""
-        chart = chart.configure(font="Helvetica, Arial, sans-serif", background="white").configure_view(stroke=None)
-        chart = chart.configure_axis(
-            **_TEXT, labelColor=_INK, titleColor=_INK, gridColor="#eceff1", domainColor="#b0b6bb", tickColor="#b0b6bb",
-            titlePadding=8,
-        ).configure_legend(**_TEXT, orient=legend, symbolSize=90)  # fmt: skip
-        return chart.to_dict() | {"datasets": self.datasets()}
-
-
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows with six digits, and `size`, the short name of N."""
-    records = []
-    for row in table.to_dict("records"):
-        record = {str(k): float(f"{v:.6g}") if isinstance(v, int | float | np.number) else v for k, v in row.items()}
-        if "N" in record:
-            record["size"] = short(record["N"])
-        records.append(record)
-    return records

@@ -2,7 +2,7 @@
 
     <runs>/**/run.json, metrics.jsonl --load--> tables --sections--> <runs>/report/index.html
                                                                      <runs>/report/figures/*.svg, .pdf, .png
-                                                                     <runs>/report/fit.json
+                                                                     <runs>/report/fit.json, seesaw.json, ...
 
 The runs and their curves are always shown. Which analyses follow is a list of names in <runs>/sweep.json, key
 "report"; each name is a function in `SECTIONS`. An analysis that the runs do not allow says why and the rest stands.
@@ -18,9 +18,13 @@ import numpy as np
 import pandas as pd
 
 from data.records import load_curves, load_runs, read_json, write_atomic, write_json
-from scaling import figures
-from scaling.report_chinchilla import Settings, chinchilla
+from scaling import drawing, figures
+from scaling.naming import described
+from scaling.report_chinchilla import chinchilla
 from scaling.report_page import Cell, Figure, Section, escape, figure, page, paragraph, section, table
+from scaling.report_records import Records, Settings
+from scaling.report_schedules import schedules
+from scaling.report_seesaw import seesaw
 from scaling.wording import RUN_COLUMNS, cell, choices
 
 _DEFAULT_SECTIONS = ("chinchilla",)
@@ -43,8 +47,8 @@ def write_report(
 ) -> Report:
     """Writes the report of the runs below `runs` to `out` (default: `runs`/report).
 
-    `sections` None takes the list in sweep.json, or ["chinchilla"]; `command` is noted in fit.json.
-    ValueError for an unknown section or no runs.
+    `sections` None takes the list in sweep.json, or ["chinchilla"]; `command` is noted with the
+    numbers of each section, in <section>.json (fit.json for the law). ValueError for an unknown section or no runs.
     """
     out = out or runs / "report"
     names = list(sections if sections is not None else read_json(runs / "sweep.json").get("report", _DEFAULT_SECTIONS))
@@ -52,26 +56,41 @@ def write_report(
     if unknown:
         raise ValueError(f"sections={names}: no section {unknown[0]!r}; there are {', '.join(SECTIONS)}.")
     table_of_runs = load_runs(runs)
-    done = [SECTIONS[name](table_of_runs, settings or Settings()) for name in names]
-    opening = [_runs_section(table_of_runs), _curves_section(runs, table_of_runs)]
-    parts = [*opening, *done]
+    curves, no_curves = _load_curves(runs)
+    records = Records(table_of_runs, curves, settings or Settings())
+    done = {name: SECTIONS[name](records) for name in names}
+    opening = [_runs_section(table_of_runs), _curves_section(records, no_curves)]
+    parts = [*opening, *done.values()]
     for drawn in (drawn for part in parts for drawn in part.figures):
-        figures.save(drawn.spec, out / "figures", drawn.name)
+        drawing.save(drawn.spec, out / "figures", drawn.name)
     text = page(
         title=f"Runs in {runs.resolve().name}",
         subtitle=_subtitle(table_of_runs),
-        answers=[answer for part in [*done, *opening] for answer in part.answers],
-        body=[block for part in [*opening, *done] for block in part.blocks],
+        answers=[answer for part in [*done.values(), *opening] for answer in part.answers],
+        body=[block for part in parts for block in part.blocks],
         foot="N counts parameters without embedding and output head; loss is in nats per token; C is exact training "
         "FLOPs of the model's shape unless said otherwise. Written by Fulcrum from the records beside this page.",
     )
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "index.html", text)
-    (out / "fit.json").unlink(missing_ok=True)  # of an earlier report: this one may have no law
-    for part in done:
+    for name in SECTIONS:  # numbers of an earlier report: this one may have none
+        _numbers_file(out, name).unlink(missing_ok=True)
+    for name, part in done.items():
         if part.numbers is not None:
-            write_json(out / "fit.json", part.numbers | {"command": command})
-    return Report(out / "index.html", "\n".join(part.line for part in done if part.line))
+            write_json(_numbers_file(out, name), part.numbers | {"command": command})
+    return Report(out / "index.html", "\n".join(part.line for part in done.values() if part.line))
+
+
+def _numbers_file(out: Path, name: str) -> Path:
+    return out / ("fit.json" if name == "chinchilla" else f"{name}.json")
+
+
+def _load_curves(runs: Path) -> tuple[pd.DataFrame, str]:
+    """The logged curves, or none and why."""
+    try:
+        return load_curves(runs), ""
+    except ValueError as error:
+        return pd.DataFrame({"run_id": [], "step": [], "tokens": [], "loss": []}), str(error)
 
 
 # ---------------------------------------------------------------------------------------------------- runs
@@ -85,7 +104,9 @@ def _subtitle(runs: pd.DataFrame) -> str:
 
 
 def _runs_section(runs: pd.DataFrame) -> Section:
-    runs = runs.assign(tokens_per_parameter=pd.to_numeric(runs["D"]) / runs["N"]).sort_values(["N", "D"])
+    runs = described(runs.assign(tokens_per_parameter=pd.to_numeric(runs["D"]) / runs["N"]))
+    order = ["N", "total_tokens", "D", "schedule", "ramp", "batch_size", "peak_lr", "seed"]
+    runs = runs.sort_values([name for name in order if name in runs])
     shown = [name for name in RUN_COLUMNS if name in runs and runs[name].notna().any()]
     varying = choices(runs)
     rows = []
@@ -100,7 +121,7 @@ def _runs_section(runs: pd.DataFrame) -> Section:
     answers = []
     if len(bad):
         listed = ", ".join(f"{count} {escape(str(status))}" for status, count in bad.items())
-        answers.append(f"{bad.sum()} of {len(runs)} runs did not complete ({listed}) and enter no fit.")
+        answers.append(f"{bad.sum()} of {len(runs)} runs did not complete ({listed}) and enter no fit or mean.")
     return Section(
         [*_learned(runs), *answers], [section("The runs", paragraph(text), table(header, rows, sortable=True))]
     )
@@ -128,20 +149,33 @@ def _learned(runs: pd.DataFrame) -> list[str]:
     return [f"Every model learned: {worst}."]
 
 
-def _curves_section(path: Path, runs: pd.DataFrame) -> Section:
+def _curves_section(records: Records, no_curves: str) -> Section:
     title = "Loss curves"
-    try:
-        logged = load_curves(path)
-    except ValueError as error:
-        return Section([], [section(title, paragraph(f"No curves: {escape(str(error))}"))])
+    if no_curves:
+        return Section([], [section(title, paragraph(f"No curves: {escape(no_curves)}"))])
+    runs = described(records.runs)
+    by = _coloured_by(runs)
+    beside = f" and against {figures.BESIDE[by][1]}" if by in figures.BESIDE else ""
     drawn = Figure(
         "curves",
-        figures.curves(runs, logged, _unigram(runs)),
-        "Loss against training tokens and against training FLOPs, coloured by N. Lines: training loss, averaged within "
-        "narrow bins of log tokens. Points: loss on the fixed held-out set, as measured. "
+        figures.curves(runs, records.curves, _unigram(runs), by),
+        f"Loss against training tokens{beside}, coloured by {by.replace('_', ' ')}. Lines: training loss, averaged "
+        "within narrow bins of log tokens. Points: loss on the fixed held-out set, as measured. "
         "The first steps, below 2 % of the smallest run, are not drawn.",
     )
     return Section([], [section(title, figure(drawn))], [drawn])
 
 
-SECTIONS: dict[str, Callable[[pd.DataFrame, Settings], Section]] = {"chinchilla": chinchilla}
+def _coloured_by(runs: pd.DataFrame) -> str:
+    """The column that tells the curves apart: N, or in an experiment of one size what else was varied."""
+    for name in ("N", "schedule", "ramp", "batch_size", "peak_lr"):
+        if name in runs and runs[name].nunique() > 1:
+            return name
+    return "N"
+
+
+SECTIONS: dict[str, Callable[[Records], Section]] = {
+    "chinchilla": chinchilla,
+    "seesaw": seesaw,
+    "schedules": schedules,
+}

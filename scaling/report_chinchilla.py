@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
-import pandas as pd
 
 from scaling import figures
 from scaling.allocate import Allocation, allocate, family
 from scaling.fit import Fit, Holdout, Huber, fit
 from scaling.laws import Chinchilla
 from scaling.report_page import Cell, Figure, Section, escape, figure, listing, math, paragraph, section, table
+from scaling.report_records import Records
 from scaling.wording import between, flops, short, thousandth, three
 
 _BEYOND = 10.0  # budgets are shown up to this many times the largest that was run
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How the laws of a report are fitted: see the options of `fulcrum fit`."""
-
-    huber: float = 1e-3
-    starts: int = 256
-    bootstrap: int = 1000
-    seed: int = 0
-    holdout: float = 0.2
-
-
-def chinchilla(runs: pd.DataFrame, settings: Settings) -> Section:
+def chinchilla(records: Records) -> Section:
     """The Chinchilla law of the runs: how well it holds, what it leaves open, the best sizes, a held-out test."""
+    runs, settings = records.runs, records.settings
     try:
         fitted = fit(Chinchilla(), runs, loss=Huber(settings.huber), starts=settings.starts, seed=settings.seed)
     except ValueError as error:

@@ -17,6 +17,9 @@ import vl_convert
 _GREEK = {name: f"&{name};" for name in ("alpha", "beta", "gamma", "delta")}
 
 
+_TALL = 30  # rows from which on a table scrolls within the page
+
+
 @dataclass(frozen=True)
 class Figure:
     """One chart with the name of its files and what it shows, in a sentence or two."""
@@ -36,7 +39,7 @@ class Cell:
 
 @dataclass
 class Section:
-    """One analysis: its sentences for the top of the page, its blocks, its figures, and its numbers for fit.json."""
+    """One analysis: its sentences for the top of the page, its blocks, its figures, and its numbers for a JSON file."""
 
     answers: list[str]
     blocks: list[str]
@@ -122,9 +125,9 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Cell]], sortable: bool 
         )
         lines.append(f"<tr>{cells}</tr>")
     kind = ' class="sortable"' if sortable else ""
-    return (
-        f'<div class="scroll"><table{kind}><thead><tr>{heads}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
-    )
+    box = "scroll tall" if len(rows) > _TALL else "scroll"
+    inside = f"<thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody>"
+    return f'<div class="{box}"><table{kind}>{inside}</table></div>'
 
 
 def escape(text: str) -> str:
@@ -157,6 +160,9 @@ figure { margin: 20px 0 8px; } .chart { overflow-x: auto; width: 100%; }
 figcaption { font-size: 14px; color: var(--ink); max-width: 100ch; margin-top: 6px; }
 a { color: var(--accent); }
 .scroll { overflow-x: auto; margin: 12px 0; }
+.tall { max-height: 640px; overflow-y: auto; }
+.tall th { position: sticky; top: 0; background: #fff; }
+@media print { .tall { max-height: none; } }
 table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 9px; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }
 th { border-bottom: 2px solid #c7ccd1; font-weight: 600; vertical-align: bottom; }

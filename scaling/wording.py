@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,11 @@ def thousandth(value: float) -> str:
     return f"{value:.3f}"
 
 
+def signed(value: float) -> str:
+    """+0.0123, for differences of losses."""
+    return f"{value:+.4f}"
+
+
 def between(low: float, high: float, shown: Callable[[float], str] = three) -> str:
     """low to high."""
     return f"{shown(low)} to {shown(high)}"
@@ -62,15 +67,19 @@ _NOT_CHOICES = {
 }  # fmt: skip
 
 
+def configuration(runs: pd.DataFrame) -> list[str]:
+    """Columns that say what a run was asked to be: no results, no constants, not how it was launched."""
+    apart = ("launch.", "eval", "vars.", "averages", "err.")
+    return [name for name in map(str, runs) if name not in _NOT_CHOICES and not name.startswith(apart)]
+
+
 def choices(runs: pd.DataFrame) -> list[str]:
     """Configuration columns that differ between the runs, at most a handful, fewest values first.
 
     What N already says (model.* that differ only from size to size) is left out.
     """
     varying = []
-    for name in map(str, runs):
-        if name in _NOT_CHOICES or name.startswith(("launch.", "eval", "vars.", "averages")):
-            continue
+    for name in configuration(runs):
         values = runs[name].map(lambda x: str(x) if isinstance(x, list | dict) else x)
         if name.startswith("model.") and values.groupby(runs["N"]).nunique(dropna=False).max() == 1:
             continue
@@ -86,3 +95,13 @@ def cell(value: Any, shown: Callable[[float], str] = lambda x: f"{x:g}") -> tupl
     if isinstance(value, int | float | np.number):
         return (shown(float(value)), float(value)) if np.isfinite(value) else (DASH, None)
     return DASH if value is None or value is pd.NA else str(value), None
+
+
+def plain(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """A row of a table as JSON has it: Python's own numbers, null where a number is missing."""
+
+    def value(x: Any) -> Any:
+        x = x.item() if isinstance(x, np.generic) else x
+        return None if isinstance(x, float) and not np.isfinite(x) else x
+
+    return {str(name): value(x) for name, x in row.items()}

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+
+from data.records import RunWriter, write_json
 
 TRUTH = {"E": 1.9, "A": 60.0, "alpha": 0.38, "B": 180.0, "beta": 0.35}
 SEQUENCE_LENGTH, BATCH, VOCABULARY = 128, 32, 1024
@@ -56,6 +59,25 @@ def write_run(folder, run_id, size, cost, budget, width, seed, rng, noise, statu
     (path / "config.yaml").write_text(f"model:\n  d_model: {width}\npeak_lr: {1 / width}\n")
     if status:
         (path / "summary.json").write_text(json.dumps(summary))
+
+
+def write_point(folder: Path, config: dict, rows: list[dict], status: str = "completed", size: int = 100_000) -> None:
+    """The record of one run with this configuration and these logged rows, as training would have left it."""
+    path = folder / "sweep" / f"r{len(list(folder.glob('sweep/*'))):011x}"
+    path.mkdir(parents=True)
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    run = {"run_id": path.name, "experiment": "synthetic", "N": size, "N_total": size, "flops_per_token": 6 * size}
+    run |= {"total_tokens": config["total_tokens"], "sequence_length": SEQUENCE_LENGTH, "seed": config["seed"]}
+    write_json(path / "run.json", run)
+    writer = RunWriter(path, 0, {"device": "cpu"})
+    for row in rows:
+        writer.log({"samples": row["tokens"] // SEQUENCE_LENGTH, "flops": 6.0 * size * row["tokens"]} | row)
+    writer.close(status, "budget" if status == "completed" else status, writer.final())
+
+
+@pytest.fixture(scope="session")
+def make_point():
+    return write_point
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from scaling.figures import FORMATS
+from scaling.drawing import FORMATS
 from scaling.report import write_report
-from scaling.report_chinchilla import Settings
 from scaling.report_page import Cell, math, table
+from scaling.report_records import Settings
 from scaling.wording import flops, short, three
 
 QUICK = Settings(starts=32, bootstrap=60)

@@ -1,0 +1,231 @@
+"""Learning-rate schedules compared at equal budgets: each at its best peak rate, over seeds, ranked.
+
+    runs --WSD-S read off at each of its budgets--> results --best peak rate--> one row per schedule and budget, ranked
+
+A result is the final held-out loss of one run at one budget, with the held-out losses of its weight averages. The
+peak rate is the one of least mean loss among those with the most completed seeds. WSD-S is one run with several
+budgets, so it has one rate for all of them: the best at its last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from scaling.naming import schedule_names
+from scaling.seeds import Seeds, over_seeds
+from scaling.wording import short
+
+_AVERAGE = "eval_loss_"
+PLACE = ["N", "total_tokens"]  # what is ranked apart from each other
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """`rows`: a row per schedule and budget, ranked; `results`: the single results behind them; `overall`: a row per
+    schedule that has a result at every budget; `notes`: what has to be said."""
+
+    rows: pd.DataFrame
+    results: pd.DataFrame
+    overall: pd.DataFrame
+    notes: tuple[str, ...]
+
+
+def rank(runs: pd.DataFrame, curves: pd.DataFrame) -> Ranking:
+    """Ranks the schedules of `runs`; `curves` has WSD-S at its earlier budgets. ValueError where nothing is to rank."""
+    results, notes = _results(runs, curves)
+    if not results["counts"].any():
+        raise ValueError("no run of a schedule was completed with a held-out loss.")
+    one_rate = _rates_of_single_runs(results)
+    rows = []
+    for (*_, name, budget), group in results.groupby(["N", "schedule", "total_tokens"]):
+        row = _row(group, one_rate.get((group["N"].iloc[0], name)))
+        if row is None:
+            notes.append(f"{name} has no completed run at {short(budget)} tokens.")
+        else:
+            rows.append(row)
+    table = pd.DataFrame(rows)
+    table["rank"] = table.groupby(PLACE)["loss"].rank(method="min").astype(int)
+    table["excess"] = table["loss"] - table.groupby(PLACE)["loss"].transform("min")
+    table = _against_the_best(table, results)
+    table = table.sort_values([*PLACE, "rank", "schedule"], ignore_index=True)
+    return Ranking(table, results, _overall(table), tuple(notes))
+
+
+# ---------------------------------------------------------------------------------------------------- results
+
+
+def _results(runs: pd.DataFrame, curves: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """A row per run and budget: N, total_tokens, schedule, peak_lr, seed, loss, its averages, and whether it counts."""
+    runs = runs.assign(schedule=schedule_names(runs), single_run=False)
+    if "seed" not in runs:
+        runs["seed"] = 0
+    runs = runs[runs["schedule"].notna()]
+    averages = [str(c) for c in runs if str(c).startswith(_AVERAGE)]
+    for name in ("eval_loss", "peak_lr", "seed", "total_tokens", *averages):
+        runs[name] = pd.to_numeric(runs[name], errors="coerce") if name in runs else np.nan
+    early = runs["stop_reason"].fillna("budget").ne("budget") if "stop_reason" in runs else False
+    runs["counts"] = (runs["status"] == "completed") & runs["eval_loss"].notna() & ~np.asarray(early)
+    notes = _left_out(runs)
+    kept = ["run_id", "N", "total_tokens", "schedule", "single_run", "peak_lr", "seed", "counts"]
+    rows = []
+    for _, run in runs.iterrows():
+        given = run.get("schedule.budgets")
+        given = given if isinstance(given, list | tuple) else []
+        budgets = [float(b) for b in given if float(b) < run["total_tokens"]]  # the last is the run's own
+        own = run[kept].to_dict() | {"loss": run["eval_loss"], "single_run": bool(budgets)}
+        rows.append(own | run[averages].to_dict())
+        earlier, missing = _read_off(run, budgets, curves)
+        rows += [own | read for read in earlier]
+        notes += missing
+    return pd.DataFrame(rows), notes
+
+
+def _read_off(run: pd.Series, budgets: list[float], curves: pd.DataFrame) -> tuple[list[dict[str, object]], list[str]]:
+    """The results of one run at its earlier budgets: its evaluation there, or within one step of there."""
+    logged = curves[(curves["run_id"] == run["run_id"])]
+    logged = logged[logged["eval_loss"].notna()] if "eval_loss" in logged else logged.iloc[:0]
+    rows: list[dict[str, object]] = []
+    missing = []
+    for budget in budgets:
+        distance = (logged["tokens"] - budget).abs()
+        step = logged["batch_size"] * run["sequence_length"] if "batch_size" in logged else 0 * distance
+        near = logged[distance <= step].assign(distance=distance).sort_values("distance")
+        if near.empty:
+            if run["counts"]:
+                missing.append(f"{run['schedule']} (run {run['run_id']}) has no evaluation at {short(budget)} tokens.")
+            continue
+        found = near.iloc[0]
+        averages = found[[name for name in map(str, logged) if name.startswith(_AVERAGE)]].to_dict()
+        rows.append({"total_tokens": budget, "loss": float(found["eval_loss"]), **averages})
+    return rows, missing
+
+
+def _left_out(runs: pd.DataFrame) -> list[str]:
+    notes = []
+    lost = runs[~runs["counts"]]
+    for (name, budget, status), group in lost.groupby(["schedule", "total_tokens", "status"]):
+        which = f"{len(group)} run{'s' if len(group) > 1 else ''} of {name} at {short(budget)} tokens"
+        rates = ", ".join(f"{rate:g}" for rate in sorted(group["peak_lr"].unique()))
+        why = "stopped before the budget or has no held-out loss" if status == "completed" else str(status)
+        notes.append(f"{which} (peak rate {rates}) not averaged: {why}.")
+    return notes
+
+
+# ---------------------------------------------------------------------------------------------------- one schedule
+
+
+def _rates_of_single_runs(results: pd.DataFrame) -> Mapping[tuple[float, str], float]:
+    """The one rate of schedules that are one run with several budgets: the best at their last budget."""
+    rates = {}
+    for (size, name), group in results[results["single_run"]].groupby(["N", "schedule"]):
+        last = group[group["total_tokens"] == group["total_tokens"].max()]
+        complete = _complete(last)
+        if complete:
+            rates[size, name] = min(complete, key=lambda rate: (complete[rate].mean, rate))
+    return rates
+
+
+def _complete(group: pd.DataFrame, column: str = "loss") -> dict[float, Seeds]:
+    """Peak rate -> statistics over seeds, for the rates with the most completed seeds."""
+    by_rate = {rate: over_seeds(_by_seed(same, column)) for rate, same in group[group["counts"]].groupby("peak_lr")}
+    most = max((seeds.count for seeds in by_rate.values()), default=0)
+    return {float(rate): seeds for rate, seeds in by_rate.items() if seeds.count == most and most}
+
+
+def _by_seed(results: pd.DataFrame, column: str = "loss") -> pd.Series:
+    return results[results["counts"]].groupby("seed")[column].mean()
+
+
+def _row(group: pd.DataFrame, one_rate: float | None) -> dict[str, object] | None:
+    """The statistics of one schedule at one budget, at its best peak rate; None when no run was completed."""
+    complete = _complete(group)
+    if one_rate is not None:  # one run for all budgets
+        complete = {rate: seeds for rate, seeds in complete.items() if rate == one_rate}
+    if not complete:
+        return None
+    rate = min(complete, key=lambda rate: (complete[rate].mean, rate))
+    rates = sorted(group["peak_lr"].unique())
+    best, first = complete[rate], group.iloc[0]
+    return {
+        "N": float(first["N"]),
+        "total_tokens": float(first["total_tokens"]),
+        "schedule": first["schedule"],
+        "single_run": bool(first["single_run"]),
+        "peak_lr": rate,
+        "peak_lrs": [float(r) for r in rates],
+        "edge": _edge(rate, rates),
+        "seeds": best.count,
+        "loss": best.mean,
+        "spread": best.spread,
+        "low": best.low,
+        "high": best.high,
+        "not_completed": int((~group["counts"]).sum()),
+        **_best_average(group, best.mean, one_rate),
+    }
+
+
+def _edge(rate: float, rates: list[float]) -> str | None:
+    """At which end of the grid the best rate lies, diverged rates being part of the grid; None inside it."""
+    if len(rates) == 1:
+        return "only"
+    return "lowest" if rate == rates[0] else "highest" if rate == rates[-1] else None
+
+
+def _best_average(group: pd.DataFrame, last: float, one_rate: float | None) -> dict[str, object]:
+    """The lowest mean loss of a weight average over averages and complete rates, where it is below the last iterate's.
+
+    It is the best of `average_candidates`, chosen on the set that it is measured on.
+    """
+    found = []
+    for name in [str(c) for c in group if str(c).startswith(_AVERAGE)]:
+        for rate, seeds in _complete(group.dropna(subset=[name]), name).items():
+            if one_rate is None or rate == one_rate:
+                found.append((seeds.mean, name, rate, seeds))
+    row: dict[str, object] = {
+        "average": None, "average_loss": np.nan, "average_spread": np.nan, "average_peak_lr": np.nan,
+        "average_candidates": len(found),
+    }  # fmt: skip
+    if found and min(found, key=lambda one: one[:3])[0] < last:
+        mean, name, rate, seeds = min(found, key=lambda one: one[:3])
+        name = name.removeprefix(_AVERAGE)
+        row |= {"average": name, "average_loss": mean, "average_spread": seeds.spread, "average_peak_lr": rate}
+    return row
+
+
+# ---------------------------------------------------------------------------------------------------- against others
+
+
+def results_at(results: pd.DataFrame, row: pd.Series) -> pd.DataFrame:
+    """The single results behind one row of the table."""
+    same = (results[[*PLACE, "schedule", "peak_lr"]] == row[[*PLACE, "schedule", "peak_lr"]]).all(axis=1)
+    return results[same & results["counts"]]
+
+
+def _against_the_best(table: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
+    """Adds the interval of the excess over the best schedule, paired by seed, and whether the seeds tell them apart.
+
+    Two schedules are not told apart when their means differ by no more than the root mean square of their standard
+    deviations over seeds.
+    """
+    table = table.assign(excess_low=np.nan, excess_high=np.nan, within_spread=None)
+    for _, group in table.groupby(PLACE):
+        best = group.sort_values(["loss", "schedule"]).iloc[0]
+        reference = _by_seed(results_at(results, best))
+        for index, row in group.drop(best.name).iterrows():
+            paired = over_seeds((_by_seed(results_at(results, row)) - reference).dropna())
+            table.loc[index, ["excess_low", "excess_high"]] = [paired.low, paired.high]
+            spread = np.sqrt((row["spread"] ** 2 + best["spread"] ** 2) / 2)
+            if np.isfinite(spread):
+                table.at[index, "within_spread"] = bool(row["excess"] <= spread)
+    return table
+
+
+def _overall(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean rank and mean excess of the schedules that have a result at every budget, best first."""
+    places = len(table[PLACE].drop_duplicates())
+    means = table.groupby("schedule").agg(rank=("rank", "mean"), excess=("excess", "mean"), places=("rank", "size"))
+    return means[means["places"] == places].reset_index().sort_values(["rank", "excess", "schedule"], ignore_index=True)
