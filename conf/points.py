@@ -26,6 +26,7 @@ import conf.schema  # noqa: F401  (registers the schema)
 from conf.typed import coerce
 from data.records import COMPLETED, read_json, read_metrics, read_yaml
 from data.tokenizers import vocab_size_of
+from optim.groups import Group
 from optim.plan import Plan, plan_of
 from train.shape import Shape
 from train.strategies import check_devices, check_optimizer
@@ -46,6 +47,11 @@ class Point:
     @property
     def flops(self) -> float:
         return self.shape.flops_per_token(self.plan.sequence_length) * self.plan.final_tokens
+
+    @property
+    def optimizer_groups(self) -> list[Group]:
+        """Which parameters take which rule."""
+        return instantiate(self.config["optimizer"]).groups(self.shape.parameters(), self.plan)
 
 
 def expand(points: Sequence[Sequence[str]]) -> list[Point]:

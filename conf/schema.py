@@ -1,7 +1,7 @@
 """Every field of a configuration, with its type, unit and default. Hydra refuses what is not here.
 
-`launch` and `dry_run` are how a point is run; everything else is what it is (its identity). A field that is null is left
-out of the identity, so fields added later default to null and old run ids stay. Numbers of tokens may be written 2e6.
+`launch` and `dry_run` are how a point is run; everything else is what it is (its identity). A field that is null is
+left out of the identity, so fields added later default to null and old run ids stay. Tokens may be written 2e6.
 """
 
 import math

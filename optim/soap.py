@@ -11,7 +11,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SOAP(MatrixOptimizer):
-    """The first moment is kept in the weights' own coordinates, the second in the eigenbases' (the paper's choice)."""
+    """The first moment is kept in the weights' coordinates, the second in those of the eigenbases (as in the paper).
+
+    When a basis turns, the second moment turns with it, as variances of uncorrelated entries do. The paper leaves it,
+    which is the same for small turns; but bases turn at random where gradients lack rank, and then updates explode.
+    """
 
     beta1: float = 0.95
     """decay of the first moment, per step"""
@@ -31,6 +35,8 @@ class SOAP(MatrixOptimizer):
         self.check_positive("refresh_every")
 
     def direction(self, gradient: "Tensor", state: dict[str, Any]) -> "Tensor":
+        import torch
+
         rows, columns = gradient.shape
         if not state:
             state["step"] = 0
@@ -43,16 +49,20 @@ class SOAP(MatrixOptimizer):
         if step == 1:
             state["left_basis"], state["right_basis"] = eigenbasis(state["left"]), eigenbasis(state["right"])
         elif step <= self.refresh_every or step % self.refresh_every == 0:
-            state["left_basis"], order = turned(state["left"], state["left_basis"])
-            state["moment2"] = state["moment2"][order]
-            state["right_basis"], order = turned(state["right"], state["right_basis"])
-            state["moment2"] = state["moment2"][:, order]
+            old_left, old_right = state["left_basis"], state["right_basis"]
+            state["left_basis"], state["right_basis"] = (
+                turned(state["left"], old_left),
+                turned(state["right"], old_right),
+            )
+            by_left, by_right = state["left_basis"].mT @ old_left, state["right_basis"].mT @ old_right
+            state["moment2"] = by_left.square() @ state["moment2"] @ by_right.square().mT
         left, right = state["left_basis"], state["right_basis"]
         state["moment1"].lerp_(gradient, 1 - self.beta1)
         state["moment2"].lerp_((left.mT @ gradient @ right).square(), 1 - self.beta2)
         mean = left.mT @ state["moment1"] @ right / (1 - self.beta1**step)
         root = (state["moment2"] / (1 - self.beta2**step)).sqrt()
-        return left @ (mean / (root + self.eps)) @ right.mT
+        rounding = root.amax() * torch.finfo(root.dtype).eps  # of the products above: entries below it are zeros
+        return left @ (mean / (root.clamp(min=rounding) + self.eps)) @ right.mT
 
 
 def eigenbasis(x: "Tensor") -> "Tensor":
@@ -62,10 +72,9 @@ def eigenbasis(x: "Tensor") -> "Tensor":
     return torch.linalg.eigh(x.double()).eigenvectors.flip(1).to(x.dtype)
 
 
-def turned(x: "Tensor", basis: "Tensor") -> "tuple[Tensor, Tensor]":
-    """One step of orthogonal iteration (Algorithm 4), and how the old columns were ordered for it: largest first."""
+def turned(x: "Tensor", basis: "Tensor") -> "Tensor":
+    """One step of orthogonal iteration (Algorithm 4), with the columns of the largest eigenvalues first."""
     import torch
 
     order = torch.einsum("ij,ij->j", basis, x @ basis).argsort(descending=True, stable=True)
-    q, _ = torch.linalg.qr(x @ basis[:, order])
-    return q, order
+    return torch.linalg.qr(x @ basis[:, order]).Q

@@ -4,10 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 
-from hydra.utils import instantiate
-
 from conf.points import Point
-from optim.groups import Group
 from slurm.display import short_labels
 
 
@@ -17,24 +14,27 @@ def describe(points: Sequence[Point]) -> str:
     first_with: dict[str, str] = {}
     lines = [f"{len(points)} point{'s' * (len(points) != 1)} would be trained; nothing is started, nothing is written."]
     for point in points:
+        grouping = describe_groups(point)
+        same = first_with.setdefault(grouping, point.run_id)
         lines += [
             "",
             labels[point.run_id],
             f"  {os.path.relpath(point.folder)}",
             f"  N {point.shape.N:,}  steps {point.plan.serial_steps:,}  tokens {point.plan.final_tokens:,}  "
             f"FLOPs {point.flops:.4g}",
+            grouping if same == point.run_id else f"  optimizer as for {same}",
         ]
-        groups = instantiate(point.config["optimizer"]).groups(point.shape.parameters(), point.plan)
-        grouping = "\n".join(line for group in groups for line in describe_group(group))
-        same = first_with.setdefault(grouping, point.run_id)
-        lines += [grouping if same == point.run_id else f"  optimizer as for {same}"]
     return "\n".join(lines)
 
 
-def describe_group(group: Group) -> list[str]:
-    decay = f"weight decay {group.weight_decay:.4g}"
-    if group.weight_decay and group.decay_lr is not None:
-        decay += f" at rate {group.decay_lr:.4g} throughout"
-    counts = f"{len(group.names)} tensors, {group.parameters:,} parameters"
-    names = dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in group.names)  # one line for all blocks
-    return [f"  {group.optimizer}: {counts}, {decay}, rate x {group.lr_scale:g}", f"    {' '.join(names)}"]
+def describe_groups(point: Point) -> str:
+    """Which parameters take which rule, with weight decay and rate; one name stands for all blocks."""
+    lines = []
+    for group in point.optimizer_groups:
+        decay = f"weight decay {group.weight_decay:.4g}"
+        if group.weight_decay and group.decay_lr is not None:
+            decay += f" at rate {group.decay_lr:.4g} throughout"
+        counts = f"{len(group.names)} tensors, {group.parameters:,} parameters"
+        names = dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in group.names)
+        lines += [f"  {group.optimizer}: {counts}, {decay}, rate x {group.lr_scale:g}", f"    {' '.join(names)}"]
+    return "\n".join(lines)

@@ -36,6 +36,12 @@ shapes = st.builds(
 
 @settings(max_examples=15)
 @given(shapes)
+def test_parameters_are_those_of_the_model_by_name_shape_and_order(shape):
+    model = Transformer(shape, shape.vocab_size)
+    assert list(shape.parameters().items()) == [(name, tuple(p.shape)) for name, p in model.named_parameters()]
+
+
+@given(shapes)
 def test_parameter_counts_are_those_of_the_model(shape):
     model = Transformer(shape, shape.vocab_size)
     outside = {id(model.embedding.weight), id(model.head.weight)}

@@ -1,0 +1,65 @@
+"""Every optimizer of conf/optimizer on a real transformer, through the real loop."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import conf
+from conf.points import expand
+from data.prepare import prepare
+from train.loop import train
+from train.run import build_run
+
+pytestmark = pytest.mark.usefixtures("hydra_conf")
+
+NAMES = sorted(path.stem for path in (Path(conf.__file__).parent / "optimizer").glob("*.yaml"))
+RATES = {"sgd": 1.0, "normalized_sgd": 0.5, "lion": 3e-3}  # others are at home near the rate of `tiny`
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As the worker has it: `tiny` asks for one, and threads of many processes would wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def life(point, steps=None):
+    calls = iter(range(10**6))
+    run = build_run(point.config, point.folder)
+    status = train(run, {"threads": 1}, lambda: steps is not None and next(calls) >= steps - 1)
+    return status, run.model.state_dict()
+
+
+def losses(folder):
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_optimizer_lowers_the_loss_and_resumes_bit_for_bit(name, tiny, cache, tmp_path):
+    overrides = [
+        *tiny,
+        f"optimizer={name}",
+        f"peak_lr={RATES.get(name, 1e-2)}",
+        "total_tokens=2304",
+        "ramp.batch_size=6",
+    ]
+    overrides += ["launch.log_every_tokens=1", "launch.checkpoint.every_tokens=1e9", "eval.tokens=64"]
+    if name in ("shampoo", "soap"):
+        overrides += ["optimizer.refresh_every=3"]
+    first, again = expand([[*overrides, f"label={label}"] for label in ("", "again")])
+    prepare(first.config["data"], first.config["tokenizer"], cache, processes=1)
+    for point in (first, again):
+        point.folder.mkdir(parents=True)
+    status, undisturbed = life(first)
+    assert status == "completed" and len(losses(first.folder)) == first.plan.serial_steps == 12
+    assert losses(first.folder)[-1] < losses(first.folder)[0] - 0.3
+
+    assert life(again, 5)[0] == "preempted"
+    status, weights = life(again)
+    assert status == "completed" and losses(again.folder) == losses(first.folder)
+    for key, value in undisturbed.items():
+        torch.testing.assert_close(weights[key], value, rtol=0, atol=0)
