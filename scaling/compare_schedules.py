@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from scaling.naming import schedule_names
+from scaling.naming import CONSTANT_BATCH, first_batch, ramp_names, schedule_names
 from scaling.seeds import Seeds, over_seeds
 from scaling.wording import short
 
@@ -60,17 +60,17 @@ def rank(runs: pd.DataFrame, curves: pd.DataFrame) -> Ranking:
 
 def _results(runs: pd.DataFrame, curves: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """A row per run and budget: N, total_tokens, schedule, peak_lr, seed, loss, its averages, and whether it counts."""
-    runs = runs.assign(schedule=schedule_names(runs), single_run=False)
+    runs = runs.assign(schedule=_names(runs))
+    runs = runs[runs["schedule"].notna()]
     if "seed" not in runs:
         runs["seed"] = 0
-    runs = runs[runs["schedule"].notna()]
     averages = [str(c) for c in runs if str(c).startswith(_AVERAGE)]
     for name in ("eval_loss", "peak_lr", "seed", "total_tokens", *averages):
         runs[name] = pd.to_numeric(runs[name], errors="coerce") if name in runs else np.nan
     early = runs["stop_reason"].fillna("budget").ne("budget") if "stop_reason" in runs else False
     runs["counts"] = (runs["status"] == "completed") & runs["eval_loss"].notna() & ~np.asarray(early)
     notes = _left_out(runs)
-    kept = ["run_id", "N", "total_tokens", "schedule", "single_run", "peak_lr", "seed", "counts"]
+    kept = ["run_id", "N", "total_tokens", "schedule", "peak_lr", "seed", "counts"]
     rows = []
     for _, run in runs.iterrows():
         given = run.get("schedule.budgets")
@@ -78,14 +78,29 @@ def _results(runs: pd.DataFrame, curves: pd.DataFrame) -> tuple[pd.DataFrame, li
         budgets = [float(b) for b in given if float(b) < run["total_tokens"]]  # the last is the run's own
         own = run[kept].to_dict() | {"loss": run["eval_loss"], "single_run": bool(budgets)}
         rows.append(own | run[averages].to_dict())
-        earlier, missing = _read_off(run, budgets, curves)
-        rows += [own | read for read in earlier]
-        notes += missing
+        if budgets:
+            earlier, missing = _read_off(run, budgets, curves, runs["total_tokens"])
+            rows += [own | read for read in earlier]
+            notes += missing
     return pd.DataFrame(rows), notes
 
 
-def _read_off(run: pd.Series, budgets: list[float], curves: pd.DataFrame) -> tuple[list[dict[str, object]], list[str]]:
-    """The results of one run at its earlier budgets: its evaluation there, or within one step of there."""
+def _names(runs: pd.DataFrame) -> pd.Series:
+    """Names of the schedules; a ramp, or one of several batch sizes, makes another one of the same schedule."""
+    names, ramps, batches = schedule_names(runs), ramp_names(runs), first_batch(runs)
+    ramped = ramps.notna() & ramps.ne(CONSTANT_BATCH) & names.notna()
+    names = names.where(~ramped, names + ", " + ramps)
+    several = batches.groupby([names, runs["N"], runs["total_tokens"]]).transform("nunique") > 1
+    return names.where(~several, names + ", B0 = " + batches.map("{:g}".format))
+
+
+def _read_off(
+    run: pd.Series, budgets: list[float], curves: pd.DataFrame, known: pd.Series
+) -> tuple[list[dict[str, object]], list[str]]:
+    """The results of one run at its earlier budgets: its evaluation there, or within one step of there.
+
+    A budget of other runs (`known`) within one step is the same budget: theirs are whole sequences.
+    """
     logged = curves[(curves["run_id"] == run["run_id"])]
     logged = logged[logged["eval_loss"].notna()] if "eval_loss" in logged else logged.iloc[:0]
     rows: list[dict[str, object]] = []
@@ -93,12 +108,13 @@ def _read_off(run: pd.Series, budgets: list[float], curves: pd.DataFrame) -> tup
     for budget in budgets:
         distance = (logged["tokens"] - budget).abs()
         step = logged["batch_size"] * run["sequence_length"] if "batch_size" in logged else 0 * distance
-        near = logged[distance <= step].assign(distance=distance).sort_values("distance")
-        if near.empty:
+        if not (distance <= step).any():
             if run["counts"]:
                 missing.append(f"{run['schedule']} (run {run['run_id']}) has no evaluation at {short(budget)} tokens.")
             continue
-        found = near.iloc[0]
+        found = logged.loc[distance.idxmin()]
+        others = known.iloc[(known - budget).abs().argmin()]
+        budget = float(others) if abs(others - budget) <= step.loc[found.name] else budget
         averages = found[[name for name in map(str, logged) if name.startswith(_AVERAGE)]].to_dict()
         rows.append({"total_tokens": budget, "loss": float(found["eval_loss"]), **averages})
     return rows, missing

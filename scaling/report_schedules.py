@@ -95,6 +95,13 @@ def _best(group: pd.DataFrame, rows: pd.DataFrame) -> str:
         f"At {short(best['total_tokens'])} tokens{size} <b>{escape(best['schedule'])}</b> ends lowest: "
         f"{best['loss']:.4f} ({spread})."
     )
+    averaged = group[group["average_loss"] < best["loss"]].sort_values(["average_loss", "schedule"])
+    if len(averaged):
+        lowest = averaged.iloc[0]
+        sentence += (
+            f" An average of the weights is lower still: {lowest['average_loss']:.4f}, {escape(lowest['average'])} of "
+            f"{escape(lowest['schedule'])} (the best of {lowest['average_candidates']})."
+        )
     if others.empty:
         return sentence
     alike = others[others["within_spread"].eq(True)]
@@ -102,7 +109,8 @@ def _best(group: pd.DataFrame, rows: pd.DataFrame) -> str:
     if not np.isfinite(others["spread"]).any() or not np.isfinite(best["spread"]):
         after = others.iloc[0]
         return (
-            f"{sentence} {escape(after['schedule'])} is {after['excess']:.4f} above it; one seed tells nothing apart."
+            f"{sentence} Next is {escape(after['schedule'])}, {after['excess']:.4f} above it; without a seed spread "
+            "nothing is told apart."
         )
     if len(alike):
         names = ", ".join(f"{escape(row['schedule'])} ({signed(row['excess'])})" for _, row in alike.iterrows())
