@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import conf.schema  # noqa: F401  (registers the schema)
+from conf.schema import Config
 from conf.typed import coerce
 from data.records import COMPLETED, read_json, read_metrics, read_yaml
 from data.tokenizers import vocab_size_of
@@ -54,15 +54,18 @@ class Point:
         return instantiate(self.config["optimizer"]).groups(self.shape.parameters(), self.plan)
 
 
-def expand(points: Sequence[Sequence[str]]) -> list[Point]:
-    """Composes and validates every override list. ValueError names all bad points, and points that are the same run."""
+def expand(points: Sequence[Sequence[str]], config_name: str = "config") -> list[Point]:
+    """Composes and validates every override list. ValueError names all bad points, and points that are the same run.
+
+    `config_name`: the primary configuration, that of the command that was called.
+    """
     good: list[Point] = []
     bad: list[str] = []
     asked: dict[str, str] = {}
     for overrides in points:
         name = " ".join(overrides) or "(no overrides)"
         try:
-            point = resolve(compose_config(overrides), list(overrides))
+            point = resolve(compose_config(overrides, config_name), list(overrides))
         except (ValueError, TypeError, HydraException, OmegaConfBaseException) as error:
             bad.append(f"  {name}\n    {_innermost(error)}")
             continue
@@ -77,15 +80,16 @@ def expand(points: Sequence[Sequence[str]]) -> list[Point]:
     return good
 
 
-def compose_config(overrides: Sequence[str]) -> dict[str, Any]:
+def compose_config(overrides: Sequence[str], config_name: str = "config") -> dict[str, Any]:
     """The resolved configuration of one point, as plain containers. Needs Hydra to be initialised (`fulcrum` is)."""
     assert GlobalHydra.instance().is_initialized()
-    config = compose("config", list(overrides), return_hydra_config=True)
+    config = compose(config_name, list(overrides), return_hydra_config=True)
     experiment = OmegaConf.select(config, "hydra.runtime.choices.experiment")
     OmegaConf.set_struct(config, False)
     del config["hydra"]
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
+    plain = {key: plain[key] for key in (field.name for field in fields(Config))}  # without a command's own options
     plain["launch"]["experiment"] = plain["launch"]["experiment"] or experiment or "default"
     return plain  # type: ignore[return-value]
 

@@ -108,8 +108,22 @@ class Config:
     launch: Launch = field(default_factory=Launch)
 
 
+@dataclass
+class PlanConfig(Config):
+    """`fulcrum plan`: a point, and how its plan is shown."""
+
+    format: str = "table"
+    """table, or json"""
+    records: str | None = None
+    """folder of runs of the same model size: their measured speeds tell the seconds that a ramp saves"""
+    out: str | None = None
+    """file of the picture: .svg, .pdf, .png or .html"""
+
+
 # arithmetic in YAML: total_tokens: ${mul:20,${vars.parameters}}
 OmegaConf.register_new_resolver("mul", lambda *factors: math.prod(float(f) for f in factors), replace=True)
+OmegaConf.register_new_resolver("pow", lambda a, b: float(a) ** float(b), replace=True)
 OmegaConf.register_new_resolver("div", lambda a, b: float(a) / float(b), replace=True)
 
 ConfigStore.instance().store(name="schema", node=Config)
+ConfigStore.instance().store(name="plan_schema", node=PlanConfig)

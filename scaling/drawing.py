@@ -102,11 +102,17 @@ class Data:
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows with six digits, and `size`, the short name of N."""
+    """Rows with six digits, null where a number is missing (JSON has no NaN), and `size`, the short name of N."""
+
+    def value(x: Any) -> Any:
+        if isinstance(x, int | float | np.number):
+            return float(f"{x:.6g}") if np.isfinite(x) else None
+        return x
+
     records = []
     for row in table.to_dict("records"):
-        record = {str(k): float(f"{v:.6g}") if isinstance(v, int | float | np.number) else v for k, v in row.items()}
-        if "N" in record:
+        record = {str(k): value(v) for k, v in row.items()}
+        if record.get("N") is not None:
             record["size"] = short(record["N"])
         records.append(record)
     return records

@@ -65,7 +65,8 @@ def curves(runs: pd.DataFrame, logged: pd.DataFrame, unigram: float | None = Non
             words = rule.mark_text(align="right", baseline="bottom", dy=-3, fontSize=12, color=INK)
             layers.append(words.encode(x=alt.value(width - 5), y="loss:Q", text="text:N"))
         panels.append(alt.layer(*layers).properties(width=width, height=300))
-    return data.finish(alt.hconcat(*panels, spacing=28))
+    # long names beside two panels would not fit on the page
+    return data.finish(alt.hconcat(*panels, spacing=28), legend="top" if by != "N" and len(axes) > 1 else "right")
 
 
 def binned(table: pd.DataFrame, kept: list[str]) -> pd.DataFrame:

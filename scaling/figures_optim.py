@@ -183,7 +183,7 @@ def schedule_losses(runs: pd.DataFrame, logged: pd.DataFrame, order: Sequence[st
         data.chart(means).mark_line(strokeWidth=1.3, opacity=0.8, clip=True).encode(across, y, colour),
         data.chart(points).mark_circle(size=26, opacity=0.9, clip=True).encode(across, y, colour, tooltip=told),
     )
-    panels = [left.properties(width=290, height=300), right.properties(width=430, height=300)]
+    panels = [left.properties(width=260, height=300), right.properties(width=390, height=300)]
     return data.finish(alt.hconcat(*panels, spacing=28))
 
 

@@ -133,7 +133,7 @@ def figure(runs: Sequence[PlannedRun]) -> dict[str, Any]:
     panels = [
         data.chart(table)
         .mark_line(interpolate="step-after", strokeWidth=1.8)
-        .encode(across, y, colour)
+        .encode(across, y, color=colour)
         .properties(width=420, height=260)
         for y in (rate, batch)
     ]
@@ -186,7 +186,7 @@ def _print(runs: Sequence[PlannedRun], described: Sequence[dict[str, Any]]) -> N
             f"{run.plan.peak_lr:.3g}",
             f"{run.plan.lr(run.plan.final_tokens - 1):.3g}",
             *([] if not timed else ["-", "-"] if seconds is None else [f"{seconds:.1f}", f"{saved:.1%}"]),
-            f"{rates}\n{batches}",
+            rates if sizes.min() == sizes.max() else f"{rates}\n{batches}",
         )
     console.print(table)
     for numbers in described:

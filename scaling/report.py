@@ -25,9 +25,10 @@ from scaling.report_page import Cell, Figure, Section, escape, figure, page, par
 from scaling.report_records import Records, Settings
 from scaling.report_schedules import schedules
 from scaling.report_seesaw import seesaw
-from scaling.wording import RUN_COLUMNS, cell, choices
+from scaling.wording import RUN_COLUMNS, cell, choices, short
 
 _DEFAULT_SECTIONS = ("chinchilla",)
+_ASKED = ("N", "D", "tokens_per_parameter", "C")  # columns of the table of runs that stand before its configuration
 
 
 @dataclass(frozen=True)
@@ -107,16 +108,23 @@ def _runs_section(runs: pd.DataFrame) -> Section:
     runs = described(runs.assign(tokens_per_parameter=pd.to_numeric(runs["D"]) / runs["N"]))
     order = ["N", "total_tokens", "D", "schedule", "ramp", "batch_size", "peak_lr", "seed"]
     runs = runs.sort_values([name for name in order if name in runs])
-    shown = [name for name in RUN_COLUMNS if name in runs and runs[name].notna().any()]
+    one_size = runs["N"].nunique() == 1
+    said_once = ("N", "tokens_per_parameter") if one_size else ()
+    known = [name for name in RUN_COLUMNS if name in runs and runs[name].notna().any() and name not in said_once]
+    asked, got = [name for name in known if name in _ASKED], [name for name in known if name not in _ASKED]
     varying = choices(runs)
     rows = []
     for _, run in runs.iterrows():
         cells = [Cell(str(run["run_id"])), Cell(str(run["status"]))]
-        cells += [Cell(*cell(run[name], RUN_COLUMNS[name][1])) for name in shown]
+        cells += [Cell(*cell(run[name], RUN_COLUMNS[name][1])) for name in asked]
         cells += [Cell(*cell(run[name])) for name in varying]
+        cells += [Cell(*cell(run[name], RUN_COLUMNS[name][1])) for name in got]
         rows.append(cells)
-    header = ["run", "status", *(RUN_COLUMNS[name][0] for name in shown), *varying]
+    results = (RUN_COLUMNS[name][0] for name in got)
+    header = ["run", "status", *(RUN_COLUMNS[name][0] for name in asked), *varying, *results]
     text = "Click a heading to sort. Configuration columns are shown where the runs differ in them."
+    if one_size:
+        text += f" All runs have N = {short(runs['N'].iloc[0])}."
     bad = runs["status"].value_counts().drop("completed", errors="ignore")
     answers = []
     if len(bad):

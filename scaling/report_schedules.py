@@ -147,8 +147,19 @@ def _costs(rows: pd.DataFrame) -> list[str]:
 def _table(rows: pd.DataFrame) -> str:
     sizes = ["N"] if rows["N"].nunique() > 1 else []
     averages = rows["average"].notna().any()
-    header = [*sizes, "tokens D", "rank", "schedule", "peak rate", "of rates", "seeds", "final loss", "seed spread"]
-    header += ["excess", "95 % interval", "told from the best"]
+    header = [
+        *sizes,
+        "tokens D",
+        "rank",
+        "schedule",
+        "peak rate",
+        "rates that were run",
+        "seeds",
+        "final loss",
+        "seed spread",
+    ]
+    intervals = rows["excess_low"].notna().any()
+    header += ["excess", *(["95 % interval"] if intervals else []), "told from the best"]
     header += ["best average", "its loss", "its spread", "best of"] if averages else []
     lines = []
     for _, row in rows.iterrows():
@@ -161,7 +172,8 @@ def _table(rows: pd.DataFrame) -> str:
         cells += [_number(row["spread"], ".4f"), _number(row["excess"], ".4f")]
         known = np.isfinite(row["excess_low"])
         interval = between(row["excess_low"], row["excess_high"], signed) if known else DASH
-        cells += [Cell(interval, float(row["excess_low"]) if known else None), Cell(_told(row))]
+        cells += [Cell(interval, float(row["excess_low"]) if known else None)] if intervals else []
+        cells += [Cell(_told(row))]
         if averages and pd.notna(row["average"]):
             cells += [Cell(f"{row['average']} at {row['average_peak_lr']:.3g}"), _number(row["average_loss"], ".4f")]
             cells += [_number(row["average_spread"], ".4f"), _number(row["average_candidates"], ".0f")]

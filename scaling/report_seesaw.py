@@ -177,25 +177,27 @@ def _list(firsts: Sequence[float]) -> str:
 def _table(rows: pd.DataFrame) -> str:
     several = [name for name in ("N", "total_tokens", "schedule") if rows[name].nunique() > 1]
     names = {"N": "N", "total_tokens": "tokens D", "schedule": "schedule"}
-    header = [*(names[name] for name in several), "B0", "ramp", "peak rate", "pairs", "constant-batch loss"]
-    header += ["its seed spread", "loss of the ramp", "difference", "its spread", "standard error", "95 % interval"]
-    header += ["steps, constant", "steps", "saved (%)", "verdict"]
+    header = [*(names[name] for name in several), "B0", "ramp", "pairs", "steps saved (%)", "verdict", "difference"]
+    header += ["95 % interval", "its spread", "standard error", "loss of the ramp", "constant-batch loss"]
+    header += ["its seed spread", "steps", "constant-batch steps", "peak rate"]
     order = {ramp: k for k, ramp in enumerate(in_order(rows["ramp"]))}
     lines = []
     for _, row in rows.assign(order=rows["ramp"].map(order)).sort_values([*FAMILY, "B0", "order"]).iterrows():
+        known = np.isfinite(row["difference_low"])
+        interval = between(row["difference_low"], row["difference_high"], signed) if known else DASH
         cells = [
             Cell(str(row[name])) if name == "schedule" else Cell(short(row[name]), float(row[name])) for name in several
         ]
-        cells += [Cell(f"{row['B0']:g}", float(row["B0"])), Cell(row["ramp"]), _number(row["peak_lr"], "g")]
-        cells += [Cell(f"{row['pairs']} of {row['runs']}", float(row["pairs"]))]
-        cells += [_number(row[name], ".4f") for name in ("baseline_loss", "baseline_spread", "loss")]
-        cells += [_number(row["difference"], "+.4f")]
-        cells += [_number(row[name], ".4f") for name in ("difference_spread", "difference_error")]
-        known = np.isfinite(row["difference_low"])
-        interval = between(row["difference_low"], row["difference_high"], signed) if known else DASH
+        cells += [Cell(f"{row['B0']:g}", float(row["B0"])), Cell(row["ramp"])]
+        cells += [
+            Cell(f"{row['pairs']} of {row['runs']}", float(row["pairs"])),
+            _number(100 * row["steps_saved"], ".1f"),
+        ]
+        cells += [Cell(_verdict(row)), _number(row["difference"], "+.4f")]
         cells += [Cell(interval, float(row["difference_low"]) if known else None)]
-        cells += [_number(row["baseline_steps"], ".0f"), _number(row["steps"], ".0f")]
-        cells += [_number(100 * row["steps_saved"], ".1f"), Cell(_verdict(row))]
+        losses = ("difference_spread", "difference_error", "loss", "baseline_loss", "baseline_spread")
+        cells += [_number(row[name], ".4f") for name in losses]
+        cells += [_number(row["steps"], ".0f"), _number(row["baseline_steps"], ".0f"), _number(row["peak_lr"], ".3g")]
         lines.append(cells)
     return table(header, lines, sortable=True)
 

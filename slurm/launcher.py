@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from conf.errors import user_errors
 from conf.points import Point, compose_config, expand
 from data.records import live_holder, lock_run, read_json, write_json
+from slurm.display import short_labels
 from slurm.dry_run import describe
 from slurm.local import Stop, check_launch, prepare_data, run_points
 
@@ -66,6 +67,27 @@ def prepare(overrides: Sequence[Sequence[str]]) -> None:
         configs = [compose_config(point) for point in overrides]
         for config in {json.dumps([c["data"], c["tokenizer"], c["launch"]["cache"]]): c for c in configs}.values():
             command(config)
+
+
+def plan(overrides: Sequence[Sequence[str]]) -> None:
+    """What `fulcrum plan` does: shows the plans of the points; how, the first point says."""
+    from hydra import compose
+
+    from scaling.plans import PlannedRun, show
+
+    with user_errors():
+        points = expand(overrides, "plan")
+        options = compose("plan", list(overrides[0]))
+        labels = short_labels(points)
+        runs = [
+            PlannedRun(labels[p.run_id].removeprefix(p.run_id).strip() or p.run_id, p.plan, p.shape.N) for p in points
+        ]
+        show(runs, options.format, options.records, options.out)
+
+
+def plan_command(config: DictConfig) -> None:
+    """What `fulcrum plan` runs without -m: one plan, by the same road."""
+    plan([list(HydraConfig.get().overrides.task)])
 
 
 def train_command(config: DictConfig) -> None:

@@ -1,11 +1,14 @@
 """The console command as a newcomer meets it, and the whole path from a sweep to a report."""
 
 import json
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[1]
 
-@pytest.mark.parametrize("command", ["train", "data", "fit", "report", "runs"])
+
+@pytest.mark.parametrize("command", ["train", "plan", "data", "fit", "report", "runs"])
 def test_each_command_explains_itself_with_examples(fulcrum, command):
     result = fulcrum(command, "--help")
     assert result.returncode == 0
@@ -16,7 +19,7 @@ def test_fulcrum_alone_lists_its_commands(fulcrum):
     assert fulcrum("--help").returncode == 0
     result = fulcrum()
     assert result.returncode == 2
-    for command in ("train", "data", "fit", "report", "runs"):
+    for command in ("train", "plan", "data", "fit", "report", "runs"):
         assert f"  {command}" in result.stdout
     assert "no command 'trian'" in fulcrum("trian").stderr
 
@@ -31,6 +34,8 @@ def test_fulcrum_alone_lists_its_commands(fulcrum):
         (["data", "data=files", "data.sources.files.paths=[nowhere/*.txt]"], "nowhere"),
         (["train", "data=files", "data.sources.files.paths=[nowhere/*.txt]"], "nowhere"),
         (["train", "no_such_key=1"], "no_such_key"),
+        (["plan", "ramp=seesaw", "schedule=constant"], "the ramp would never grow"),
+        (["plan", "ramp=seesaw", "records=nowhere"], "nowhere"),
     ],
 )
 def test_a_mistake_ends_in_one_clear_message(fulcrum, tmp_path, arguments, message):
@@ -38,6 +43,29 @@ def test_a_mistake_ends_in_one_clear_message(fulcrum, tmp_path, arguments, messa
     assert result.returncode == 1
     assert message in result.stderr and "Traceback" not in result.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_plans_are_shown_without_training(fulcrum, tiny, tmp_path):
+    ramps = fulcrum("plan", "-m", *tiny, "ramp=constant,seesaw", "total_tokens=1e6", "format=json")
+    assert ramps.returncode == 0, ramps.stderr
+    constant, seesaw = json.loads(ramps.stdout)
+    assert constant["serial_steps"] == seesaw["constant_batch_steps"] > seesaw["serial_steps"]
+    assert constant["label"] == "ramp=constant" and len(constant["segments"]) == 1
+    single = fulcrum("plan", *tiny, "ramp=seesaw", "out=plan.svg")
+    assert "from token" in single.stdout and (tmp_path / "plan.svg").exists()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_every_schedule_and_ramp_makes_a_plan(fulcrum, tiny):
+    schedules = sorted(path.stem for path in (ROOT / "conf/schedule").glob("*.yaml") if path.stem != "refined")
+    result = fulcrum("plan", "-m", *tiny, f"schedule={','.join(schedules)}", "format=json")
+    assert result.returncode == 0, result.stderr
+    assert len(json.loads(result.stdout)) == len(schedules) > 10
+    ramps = sorted(path.stem for path in (ROOT / "conf/ramp").glob("*.yaml"))
+    sized = [o for o in tiny if not o.startswith("ramp.")]
+    result = fulcrum("plan", "-m", *sized, f"ramp={','.join(ramps)}", "total_tokens=1e5", "format=json")
+    assert result.returncode == 0, result.stderr
+    assert len(json.loads(result.stdout)) == len(ramps)
 
 
 def test_from_a_sweep_to_a_law_and_a_report(fulcrum, tiny, tmp_path):

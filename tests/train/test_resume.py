@@ -2,9 +2,14 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
+import yaml
 
 from conf.points import expand
 from data.prepare import prepare
@@ -13,6 +18,15 @@ from train.loop import train
 from train.run import build_run
 
 pytestmark = pytest.mark.usefixtures("hydra_conf")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The same bits need the same thread count, and small steps are slow on cores that others use."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -51,6 +65,46 @@ def test_a_stopped_run_goes_on_bit_for_bit(point, stops):
     assert rows(point) == undisturbed
     for name, value in expected.items():
         torch.testing.assert_close(weights[name], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("where", ["inside a segment", "at its edge", "in the last, cut batch"])
+def test_a_ramp_killed_anywhere_goes_on_bit_for_bit(tiny, cache, where):
+    """SIGKILL while a chosen step is under way, checkpoints every 7 steps or so; then the run is finished."""
+    ramp = ["ramp=seesaw", "ramp.alpha=1.5", "total_tokens=12800"]
+    (point,) = expand([[*tiny, *ramp, "launch.log_every_tokens=1", "launch.checkpoint.every_tokens=1400"]])
+    segments, steps = point.plan.segments, point.plan.steps()
+    edges = np.cumsum(segments.steps)
+    assert len(edges) > 3 and steps.batch_size[-1] < segments.batch_size[-1]
+    killed = {"inside a segment": edges[1] - 2, "at its edge": edges[1], "in the last, cut batch": len(steps.lr) - 1}
+    prepare(point.config["data"], point.config["tokenizer"], cache, processes=1)
+    point.folder.mkdir(parents=True)
+    status, expected = life(point)
+    undisturbed = rows(point)
+    assert status == "completed" and [row["batch_size"] for row in undisturbed] == steps.batch_size.tolist()
+    shutil.rmtree(point.folder)
+    point.folder.mkdir()
+    (point.folder / "config.yaml").write_text(yaml.safe_dump(point.config))
+    died = subprocess.run([sys.executable, "-c", KILLED_LIFE, str(point.folder), str(killed[where])])
+    assert died.returncode == -signal.SIGKILL
+    assert len(rows(point)) == killed[where]
+    assert life(point)[0] == "completed"
+    assert rows(point) == undisturbed
+    for name, value in life(point)[1].items():  # a finished run only loads what it saved
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
+
+
+KILLED_LIFE = """
+import itertools, os, signal, sys
+from pathlib import Path
+import torch, yaml
+from train.loop import train
+from train.run import build_run
+
+torch.set_num_threads(1)
+folder, step = Path(sys.argv[1]), itertools.count()
+kill = lambda: next(step) == int(sys.argv[2]) and os.kill(os.getpid(), signal.SIGKILL)
+train(build_run(yaml.safe_load((folder / "config.yaml").read_text()), folder), {}, kill)
+"""
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(point, capsys):
