@@ -195,8 +195,8 @@ def test_soaps_bases_turn_towards_the_eigenvectors_and_the_second_moments_go_wit
 
     settings, state = SOAP(refresh_every=1, shampoo_beta=0.0), {}
     settings.direction(torch.diag(torch.tensor([3.0, 2.0, 1.0])), state)
-    settings.direction(torch.diag(torch.tensor([1.0, 2.0, 3.0])), state)  # the axes are the same, in the other order
-    seconds = [0.05 * (0.95 * a**2 + b**2) for a, b in ((1, 3), (2, 2), (3, 1))]
+    settings.direction(torch.diag(torch.tensor([1.0, 3.0, 2.0])), state)  # the axes are the same, in another order
+    seconds = [0.05 * (0.95 * a**2 + b**2) for a, b in ((2, 3), (1, 2), (3, 1))]
     torch.testing.assert_close(state["moment2"], torch.diag(torch.tensor(seconds)))
 
 

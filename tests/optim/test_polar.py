@@ -115,3 +115,12 @@ def test_inverse_roots_are_those_of_the_eigenvalues(size, eps, root, seed):
     shifted = x + eps * torch.linalg.eigvalsh(x)[-1] * torch.eye(size, dtype=torch.float64)
     power = torch.linalg.matrix_power(inverse_root(x, root, eps), root)
     torch.testing.assert_close(power @ shifted, torch.eye(size, dtype=torch.float64), rtol=0, atol=1e-6)
+
+
+def test_an_inverse_root_without_eps_leaves_out_what_is_rounding_of_zero():
+    for dtype in (torch.float32, torch.float64):
+        x = matrix(8, 3, dtype=dtype)
+        root = inverse_root(x @ x.mT, 2, 0.0)
+        projector = exact_polar(x) @ exact_polar(x).mT
+        torch.testing.assert_close((root @ (x @ x.mT) @ root).double(), projector, rtol=0, atol=1e-4)
+        assert torch.linalg.eigvalsh(root)[-1] < 2 / torch.linalg.svdvals(x)[-1]

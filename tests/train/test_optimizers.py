@@ -63,3 +63,13 @@ def test_each_optimizer_lowers_the_loss_and_resumes_bit_for_bit(name, tiny, cach
     assert status == "completed" and losses(again.folder) == losses(first.folder)
     for key, value in undisturbed.items():
         torch.testing.assert_close(weights[key], value, rtol=0, atol=0)
+
+
+def test_the_loop_gives_each_group_its_multiple_of_the_plans_rate(tiny, cache):
+    (point,) = expand([[*tiny, "optimizer=muon", "optimizer.adamw_lr_scale=0.25", "launch.checkpoint.keep=1"]])
+    prepare(point.config["data"], point.config["tokenizer"], cache, processes=1)
+    point.folder.mkdir(parents=True)
+    run = build_run(point.config, point.folder)
+    train(run, {"threads": 1}, lambda: True)
+    lr = point.plan.at(0).lr
+    assert [group["lr"] for group in run.optimizer.param_groups] == [lr, lr / 4, lr / 4]
