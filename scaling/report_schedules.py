@@ -95,22 +95,15 @@ def _best(group: pd.DataFrame, rows: pd.DataFrame) -> str:
         f"At {short(best['total_tokens'])} tokens{size} <b>{escape(best['schedule'])}</b> ends lowest: "
         f"{best['loss']:.4f} ({spread})."
     )
-    averaged = group[group["average_loss"] < best["loss"]].sort_values(["average_loss", "schedule"])
-    if len(averaged):
-        lowest = averaged.iloc[0]
-        sentence += (
-            f" An average of the weights is lower still: {lowest['average_loss']:.4f}, {escape(lowest['average'])} of "
-            f"{escape(lowest['schedule'])} (the best of {lowest['average_candidates']})."
-        )
     if others.empty:
-        return sentence
+        return sentence + _lower_average(group, best)
     alike = others[others["within_spread"].eq(True)]
     apart = others.drop(alike.index)
     if not np.isfinite(others["spread"]).any() or not np.isfinite(best["spread"]):
         after = others.iloc[0]
         return (
             f"{sentence} Next is {escape(after['schedule'])}, {after['excess']:.4f} above it; without a seed spread "
-            "nothing is told apart."
+            f"nothing is told apart.{_lower_average(group, best)}"
         )
     if len(alike):
         names = ", ".join(f"{escape(row['schedule'])} ({signed(row['excess'])})" for _, row in alike.iterrows())
@@ -119,7 +112,19 @@ def _best(group: pd.DataFrame, rows: pd.DataFrame) -> str:
         after = apart.iloc[0]
         sentence += f" The nearest that is told apart is {escape(after['schedule'])}, {after['excess']:.4f} above it"
         sentence += f"{_interval(after)}."
-    return sentence
+    return sentence + _lower_average(group, best)
+
+
+def _lower_average(group: pd.DataFrame, best: pd.Series) -> str:
+    """The lowest average of weights, where it is below every last iterate."""
+    averaged = group[group["average_loss"] < best["loss"]].sort_values(["average_loss", "schedule"])
+    if averaged.empty:
+        return ""
+    lowest = averaged.iloc[0]
+    return (
+        f" Lower than any last iterate is an average of weights: {lowest['average_loss']:.4f}, "
+        f"{escape(lowest['average'])} of {escape(lowest['schedule'])} (the best of {lowest['average_candidates']})."
+    )
 
 
 def _interval(row: pd.Series) -> str:

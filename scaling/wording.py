@@ -88,7 +88,9 @@ def choices(runs: pd.DataFrame) -> list[str]:
     return [name for _, name in sorted(varying)[:_CHOICES]]
 
 
-def cell(value: Any, shown: Callable[[float], str] = lambda x: f"{x:g}") -> tuple[str, float | None]:
+def cell(
+    value: Any, shown: Callable[[float], str] = lambda x: f"{x:.4g}" if abs(x) < 1 else f"{x:g}"
+) -> tuple[str, float | None]:
     """The text of a value, and its number where it is one."""
     if isinstance(value, bool | np.bool_):
         return str(bool(value)).lower(), None

@@ -101,6 +101,13 @@ def test_an_average_is_shown_where_it_is_lower_and_as_the_best_of_several(record
     assert "chosen on the same held-out set" in " ".join(made.blocks)
 
 
+def test_an_average_below_every_last_iterate_is_among_the_answers(records):
+    runs, curves = records
+    runs = runs.assign(eval_loss_long=runs["eval_loss"] - 0.5 * (runs["schedule._target_"] == OF + "Cosine"))
+    assert "an average of weights: 2.5010, long of Cosine (the best of 6)" in section(runs, curves).answers[0]
+    assert "Lower than any last iterate" not in section(*records).answers[0]
+
+
 def test_without_averages_nothing_is_said_of_them(records):
     runs, curves = records
     made = section(runs.drop(columns=["eval_loss_short", "eval_loss_long"]), curves)

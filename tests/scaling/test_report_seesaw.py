@@ -1,6 +1,7 @@
 """Records with planted differences between ramps and the constant batch: the section must find exactly those."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -179,7 +180,7 @@ def test_ramps_have_names_that_tell_them_apart(runs):
 
 def test_the_report_has_the_sections_their_figures_and_their_numbers(make_point, tmp_path):
     planted = {4: 0.0, 8: 0.05}
-    folder = write(tmp_path, make_point, planted=planted)
+    folder = write(tmp_path, make_point, seeds=2, planted=planted)  # two seeds: no intervals
     (tmp_path / "report").mkdir()
     (tmp_path / "report/fit.json").write_text("{}")  # of an earlier report
     report = write_report(folder, sections=["seesaw", "schedules"], command="fulcrum report")
@@ -187,8 +188,11 @@ def test_the_report_has_the_sections_their_figures_and_their_numbers(make_point,
     assert "serial steps" in text and "Learning-rate schedules" in text and "coloured by ramp" in text
     drawn = {path.stem for path in (tmp_path / "report/figures").glob("*.svg")}
     assert drawn >= {"curves", "seesaw_difference", "seesaw_loss", "seesaw_plan", "schedules_rank"}
-    numbers = json.loads((tmp_path / "report/seesaw.json").read_text())
-    assert numbers["command"] == "fulcrum report" and numbers["ranges"][0]["does_not_agree_from"] == 8
+    charts = re.findall(r'data-chart="(\w+)">(.*?)</script>', text)
+    assert {name for name, _ in charts} == drawn  # a browser reads them as JSON, which has no NaN
+    assert all(json.loads(chart, parse_constant=pytest.fail) for _, chart in charts)
+    numbers = json.loads((tmp_path / "report/seesaw.json").read_text(), parse_constant=pytest.fail)
+    assert numbers["command"] == "fulcrum report" and numbers["ranges"][0]["too_few_seeds"] == [4, 8]
     ranked = json.loads((tmp_path / "report/schedules.json").read_text())["schedules"]
     assert {row["schedule"] for row in ranked} >= {"Cosine, B0 = 4", "Cosine, Seesaw, B0 = 8"}
     assert not (tmp_path / "report/fit.json").exists()
