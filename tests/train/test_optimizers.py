@@ -66,7 +66,7 @@ def test_each_optimizer_lowers_the_loss_and_resumes_bit_for_bit(name, tiny, cach
 
 
 def test_the_loop_gives_each_group_its_multiple_of_the_plans_rate(tiny, cache):
-    (point,) = expand([[*tiny, "optimizer=muon", "optimizer.adamw_lr_scale=0.25", "launch.checkpoint.keep=1"]])
+    (point,) = expand([[*tiny, "optimizer=muon", "optimizer.adamw_lr_scale=0.25", "warmup_start=0.5"]])
     prepare(point.config["data"], point.config["tokenizer"], cache, processes=1)
     point.folder.mkdir(parents=True)
     run = build_run(point.config, point.folder)
