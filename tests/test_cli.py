@@ -34,6 +34,7 @@ def test_fulcrum_alone_lists_its_commands(fulcrum):
         (["data", "data=files", "data.sources.files.paths=[nowhere/*.txt]"], "nowhere"),
         (["train", "data=files", "data.sources.files.paths=[nowhere/*.txt]"], "nowhere"),
         (["train", "no_such_key=1"], "no_such_key"),
+        (["data", "dry_run=true"], "`fulcrum data` has no dry run"),
         (["plan", "ramp=seesaw", "schedule=constant"], "the ramp would never grow"),
         (["plan", "ramp=seesaw", "records=nowhere"], "nowhere"),
     ],

@@ -79,7 +79,7 @@ def test_the_picture_is_written_as_its_name_says(tmp_path, capsys, kind):
 def test_bad_options_are_refused(tmp_path):
     with pytest.raises(ValueError, match="format=xml: use table or json"):
         show([planned(Seesaw(4))], "xml")
-    with pytest.raises(ValueError, match="a picture is one of .svg"):
+    with pytest.raises(ValueError, match=r"a picture is one of \.svg"):
         show([planned(Seesaw(4))], out=str(tmp_path / "plan.jpg"))
 
 
