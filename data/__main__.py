@@ -56,7 +56,9 @@ def main() -> int:
 def command(cfg: Mapping[str, Any]) -> None:
     """What `fulcrum data` runs: prepares `data` with `tokenizer` in `launch.cache` and prints what is there."""
     if cfg.get("dry_run"):
-        raise ValueError("dry_run=true: `fulcrum data` has no dry run; leave it out, or use `fulcrum train dry_run=true`.")
+        raise ValueError(
+            "dry_run=true: `fulcrum data` has no dry run; leave it out, or use `fulcrum train dry_run=true`."
+        )
     launch = cfg.get("launch") or {}
     cache = cache_folder(launch.get("cache"))
     prepared = prepare(cfg["data"], cfg["tokenizer"], cache)

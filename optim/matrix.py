@@ -3,6 +3,7 @@
 The rest is the embedding, the output head and the norm gains. No torch until `build`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import sqrt
@@ -30,7 +31,7 @@ def adjustment(adjust_lr: str, rows: int, columns: int) -> float:
 
 
 @dataclass(frozen=True)
-class MatrixOptimizer(OptimizerSettings):
+class MatrixOptimizer(OptimizerSettings, ABC):
     """A rule for hidden matrices (`direction`), AdamW for all other parameters."""
 
     adamw_lr_scale: float = 1.0
@@ -54,9 +55,9 @@ class MatrixOptimizer(OptimizerSettings):
         if adjust_lr not in ADJUSTMENTS:
             raise ValueError(f"optimizer.adjust_lr={adjust_lr!r} is unknown: use {', '.join(ADJUSTMENTS)}.")
 
+    @abstractmethod
     def direction(self, gradient: "Tensor", state: dict[str, Any]) -> "Tensor":
         """The update of one matrix, to be multiplied by the rate; `state` is what the rule keeps between steps."""
-        raise NotImplementedError
 
     def groups(self, shapes: Shapes, plan: Plan) -> list[Group]:
         """Hidden matrices; then AdamW's: the other matrices, which decay, and vectors, which do not."""
