@@ -200,6 +200,12 @@ def test_reference_rounding_gives_the_published_step_counts(tokens, batch, cosin
     assert plan(Seesaw(batch)).serial_steps == pytest.approx(seesaw_steps, rel=2e-3)
 
 
+@pytest.mark.parametrize(("rounding", "expected"), [("nearest", 380), ("reference", 379)])
+def test_a_cut_holds_from_the_first_token_after_it_or_as_the_authors_round_it(rounding, expected):
+    """Linear decay over 1000 tokens falls through 1.1^-5 at 379.08."""
+    assert Seesaw(4, rounding=rounding).segments(Linear(), 0, 1000)[5].tokens == expected
+
+
 # ------------------------------------------------------------------------------------------------------ factors
 
 
