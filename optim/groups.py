@@ -47,7 +47,11 @@ class OptimizerSettings:
     weight_decay: float | None = 0.1
     """lambda, as in torch's AdamW: a step shrinks the weights by rate * lambda"""
     timescale: float | None = None
-    """tau = 1/(peak_lr * lambda * steps), as a share of the run (arXiv:2505.13738): the updates' memory; sets lambda"""
+    """tau = B/(peak_lr * lambda * D), the updates' memory (arXiv:2505.13738); sets lambda
+
+    In tokens B is the plan's first batch and D its budget: tau is a share of the run that keeps the first batch. A ramp
+    therefore has the lambda of the constant batch that it is compared with, though it makes fewer steps.
+    """
     decay_follows_schedule: bool | None = None
     """false: every step shrinks the weights by peak_lr * lambda, whatever the schedule does; null: true"""
 
@@ -96,16 +100,20 @@ class OptimizerSettings:
         lr_scale: float = 1.0,
     ) -> Group:
         rate = plan.peak_lr * lr_scale
+        steps = plan.total_tokens / (int(plan.segments.batch_size[0]) * plan.sequence_length)  # at the first batch
         if self.timescale is not None:
-            decay = 1 / (self.timescale * rate * plan.serial_steps)
+            decay = 1 / (self.timescale * rate * steps)
         else:
             assert self.weight_decay is not None
             decay = self.weight_decay
-        if decays and rate * decay >= 1:
+        largest = rate  # of all steps; a ramp may raise the rate above the peak
+        if self.decay_follows_schedule is not False:
+            largest = max(rate, float(plan.steps().lr.max()) * lr_scale)
+        if decays and largest * decay >= 1:
             given = f"timescale={self.timescale}" if self.weight_decay is None else f"weight_decay={self.weight_decay}"
             raise ValueError(
-                f"optimizer.{given}: a step at rate {rate:g} would multiply the weights by {1 - rate * decay:g}. "
-                f"Use timescale > {1 / plan.serial_steps:.3g}, or weight_decay < {1 / rate:.3g}."
+                f"optimizer.{given}: a step at rate {largest:g} would multiply the weights by {1 - largest * decay:g}. "
+                f"Use timescale > {largest / rate / steps:.3g}, or weight_decay < {1 / largest:.3g}."
             )
         return Group(
             optimizer=optimizer,

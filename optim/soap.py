@@ -47,7 +47,9 @@ class SOAP(MatrixOptimizer):
         state["left"].lerp_(gradient @ gradient.mT, 1 - self.shampoo_beta)
         state["right"].lerp_(gradient.mT @ gradient, 1 - self.shampoo_beta)
         if step == 1:
-            state["left_basis"], state["right_basis"] = eigenbasis(state["left"]), eigenbasis(state["right"])
+            exact = gradient.double()  # rounding of float32's squares would turn the bases of small singular values
+            state["left_basis"] = eigenbasis(exact @ exact.mT).to(gradient.dtype)
+            state["right_basis"] = eigenbasis(exact.mT @ exact).to(gradient.dtype)
         elif step <= self.refresh_every or step % self.refresh_every == 0:
             old_left, old_right = state["left_basis"], state["right_basis"]
             state["left_basis"], state["right_basis"] = (
@@ -61,15 +63,17 @@ class SOAP(MatrixOptimizer):
         state["moment2"].lerp_((left.mT @ gradient @ right).square(), 1 - self.beta2)
         mean = left.mT @ state["moment1"] @ right / (1 - self.beta1**step)
         root = (state["moment2"] / (1 - self.beta2**step)).sqrt()
-        rounding = root.amax() * torch.finfo(root.dtype).eps  # of the products above: entries below it are zeros
-        return left @ (mean / (root.clamp(min=rounding) + self.eps)) @ right.mT
+        # Entries that are zero come out as rounding, up to about eps times the largest. There are rows * columns of
+        # them: only a guard well above lets their sum vanish beside the update.
+        guard = max(rows, columns) * torch.finfo(root.dtype).eps * root.amax()
+        return left @ (mean / (root.clamp(min=guard) + self.eps)) @ right.mT
 
 
 def eigenbasis(x: "Tensor") -> "Tensor":
-    """Eigenvectors of a symmetric matrix as columns, largest eigenvalue first; computed in float64."""
+    """Eigenvectors of a symmetric matrix as columns, largest eigenvalue first."""
     import torch
 
-    return torch.linalg.eigh(x.double()).eigenvectors.flip(1).to(x.dtype)
+    return torch.linalg.eigh(x).eigenvectors.flip(1)
 
 
 def turned(x: "Tensor", basis: "Tensor") -> "Tensor":

@@ -14,7 +14,7 @@ class SWAN(MatrixOptimizer):
     """GradNorm by rows, then GradWhitening, then Frobenius norm sqrt(rows * columns); rows are the shorter side."""
 
     tolerance: float = 1e-3
-    """relative change of the last Newton-Schulz iteration; the error left is about its square"""
+    """whitened singular values are this near to 1, but for those that are rounding (`optim.polar.polar`)"""
     scale: float = 0.2
     """times the update, whose entries have root mean square 1; 0.2 is about AdamW's (arXiv:2502.16982)"""
 

@@ -181,6 +181,15 @@ def test_soap_is_adam_in_the_eigenbases():
         torch.testing.assert_close(update, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(32, 32), (256, 256), (128, 256)])
+def test_soaps_first_update_is_the_polar_factor_also_in_float32(shape):
+    """In the eigenbases a gradient is diagonal and Adam's first update its sign; zeros must not become signs."""
+    gradient = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    u, _, vh = torch.linalg.svd(gradient.double(), full_matrices=False)
+    error = torch.linalg.vector_norm(SOAP().direction(gradient, {}) - u @ vh) / torch.linalg.vector_norm(u @ vh)
+    assert error < 0.03
+
+
 def test_soaps_bases_turn_towards_the_eigenvectors_and_the_second_moments_go_with_them():
     x = torch.diag(torch.tensor([1.0, 5.0, 3.0], dtype=torch.float64))
     identity = torch.eye(3, dtype=torch.float64)

@@ -12,8 +12,8 @@ from optim.lion import Lion
 from optim.muon import Muon
 from optim.normalized_sgd import NormalizedSGD
 from optim.plan import Plan
-from optim.ramps import ConstantBatch
-from optim.schedules import Cosine
+from optim.ramps import ConstantBatch, Seesaw, StepBatch
+from optim.schedules import Constant, Cosine
 from optim.sgd import SGD
 from optim.shampoo import Shampoo
 from optim.soap import SOAP
@@ -72,7 +72,7 @@ def test_the_rest_has_a_rate_of_its_own_and_the_same_timescale(optimizer):
 
 
 @given(st.floats(0.01, 10), st.integers(2, 200), st.floats(1e-4, 0.1))
-def test_the_timescale_is_1_over_rate_decay_and_steps(tau, steps, peak_lr):
+def test_the_timescale_of_a_constant_batch_is_1_over_rate_decay_and_steps(tau, steps, peak_lr):
     p = plan(max(steps, 3), peak_lr)
     if tau * p.serial_steps <= 1:
         with pytest.raises(ValueError, match=r"optimizer\.timescale=.*Use timescale >"):
@@ -81,6 +81,16 @@ def test_the_timescale_is_1_over_rate_decay_and_steps(tau, steps, peak_lr):
     matrices, vectors = AdamW(weight_decay=None, timescale=tau).groups(SHAPES, p)
     assert 1 / (peak_lr * matrices.weight_decay * p.serial_steps) == pytest.approx(tau)
     assert vectors.weight_decay == 0
+
+
+@pytest.mark.parametrize("ramp", [StepBatch([64 * 50], [4, 8]), Seesaw(4, alpha=2)])
+def test_a_timescale_is_one_lambda_with_and_without_a_ramp(ramp):
+    """tau = B/(rate * lambda * D) (arXiv:2505.13738), with the first batch: a ramp makes fewer steps."""
+    constant = plan(100)
+    ramped = Plan(constant.total_tokens, 16, 0.1, Cosine(0.0), ramp, warmup_tokens=128)
+    assert ramped.serial_steps < constant.serial_steps
+    decays = [AdamW(weight_decay=None, timescale=0.5).groups(SHAPES, p)[0].weight_decay for p in (constant, ramped)]
+    assert decays == pytest.approx([64 / (0.1 * 0.5 * constant.total_tokens)] * 2)
 
 
 def test_hidden_matrices_are_neither_embedding_nor_head_nor_vectors():
@@ -130,3 +140,15 @@ def test_bad_settings_are_refused_by_name(optimizer, change, message):
 def test_a_decay_that_would_turn_weights_around_is_refused():
     with pytest.raises(ValueError, match=r"weight_decay=10\.0: a step at rate 0\.1 would .*weight_decay < 10"):
         AdamW(weight_decay=10.0).groups(SHAPES, plan())
+
+
+def test_a_ramp_that_raises_the_rate_above_the_peak_is_held_to_its_largest_rate():
+    ramp = StepBatch([64 * 100], [4, 400], lr_exponent=1)
+    ramped = Plan(64 * 2000, 16, 0.01, Constant(), ramp, warmup_tokens=64 * 200)
+    assert ramped.steps().lr.max() == pytest.approx(1.0)  # after warm-up; where the last segment starts it is 0.5
+    with pytest.raises(ValueError, match=r"weight_decay=1\.5: a step at rate 1 would .*by -0\.5.*weight_decay < 1\."):
+        AdamW(weight_decay=1.5).groups(SHAPES, ramped)
+    with pytest.raises(ValueError, match=r"timescale=0\.04: a step at rate 1 would .*Use timescale > 0\.05,"):
+        Muon(weight_decay=None, timescale=0.04).groups(SHAPES, ramped)
+    AdamW(weight_decay=0.9).groups(SHAPES, ramped)
+    AdamW(weight_decay=1.5, decay_follows_schedule=False).groups(SHAPES, ramped)  # every step at the peak rate
