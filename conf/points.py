@@ -134,7 +134,11 @@ def resolve(config: dict[str, Any], overrides: list[str]) -> Point:
         _check(bool(re.fullmatch("[A-Za-z0-9_]+", name)), key, average, "use only A-Z, a-z, 0-9 and _ in the name")
         described = isinstance(average, dict) and "_target_" in average
         _check(described, key, average, f"give it a _target_ of optim.averaging, or remove it with ~{key}")
-    for node in (config["optimizer"], config["data"], config["averages"], launch["logger"]):
+        try:
+            instantiate(average)
+        except HydraException as error:  # the object does not know its own name
+            raise ValueError(_innermost(error).replace("averages.<name>", key)) from None
+    for node in (config["optimizer"], config["data"], launch["logger"]):
         _instantiate_all(node)
     strategy, optimizer = instantiate(launch["strategy"]), instantiate(config["optimizer"])
     check_devices(strategy, launch["devices"])
@@ -188,6 +192,8 @@ def _check(good: bool, key: str, value: Any, fix: str) -> None:
 
 def _whole_tokens(config: dict[str, Any]) -> dict[str, Any]:
     """Turns numbers of tokens into integers, and cuts the budget to whole sequences (reference ramps overshoot it)."""
+    if config["warmup_tokens"] is not None:  # often a share of the budget
+        config["warmup_tokens"] = math.floor(config["warmup_tokens"])
 
     def whole(node: dict[str, Any], key: str, name: str) -> None:
         value = node[key]

@@ -45,7 +45,12 @@ def main() -> int:
             if isinstance(found, ValueError):
                 raise found
             check_fits(found, record["sequence_length"])
-            sample_order(found, record["sequence_length"], record["seed"], record["unique_tokens"])
+            order = sample_order(found, record["sequence_length"], record["seed"], record["unique_tokens"])
+            if record["largest_batch"] > sum(order.unique):
+                raise ValueError(
+                    f"ramp: the largest batch has {record['largest_batch']} sequences, the data {sum(order.unique)}: a "
+                    "step would hold a sequence twice. Use a smaller batch, ramp.max_batch_size, or more data"
+                )
         except ValueError as error:
             errors.setdefault(str(error), []).append(record["run_id"])
     for message, runs in errors.items():

@@ -19,6 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 from optim.ramps import Ramp
 from optim.schedules import Schedule, of_progress
 
+_MOST_AT_ONCE = 10  # a last batch that is cut may be so many times the one before it
+
 
 class PlanPoint(NamedTuple):
     lr: float
@@ -79,12 +81,7 @@ class Plan:
             )
         if not 0 <= self.warmup_start <= 1:
             raise ValueError(f"warmup_start={self.warmup_start} must be in [0, 1]: it is a multiplier of peak_lr.")
-        first, samples = int(self.segments.batch_size[0]), -(-self.total_tokens // self.sequence_length)
-        if first > samples:
-            raise ValueError(
-                f"ramp.batch_size={first} is more than the {samples} sequences of total_tokens={self.total_tokens}: "
-                "no step could be made. Use a smaller batch or a larger budget."
-            )
+        _ = self.segments  # a ramp that does not fit is refused here
         multipliers = self._schedule(np.linspace(0, 1, 1025))
         if not (np.isfinite(multipliers).all() and (multipliers >= 0).all()):
             raise ValueError(f"schedule={self.schedule!r} has multipliers that are negative or not finite.")
@@ -97,14 +94,33 @@ class Plan:
     def segments(self) -> Segments:
         planned = self.ramp.segments(self._schedule, self.warmup_tokens, self.total_tokens)
         ends = [segment.tokens for segment in planned[1:]] + [self.total_tokens]
-        rows, tokens = [], 0
+        rows: list[tuple[int, int, int, float, bool]] = []
+        tokens = 0
         for segment, end in zip(planned, ends, strict=True):
-            step_tokens = segment.batch_size * self.sequence_length
-            steps = max(0, -(-(end - tokens) // step_tokens))
+            left = -(-(self.total_tokens - tokens) // self.sequence_length)
+            batch_size = min(segment.batch_size, left) if self.ramp.cuts_last_batch else segment.batch_size
+            if end > tokens and segment.batch_size > left:
+                self._check_cut(segment.batch_size, left, before=rows[-1][2] if rows else None)
+            step_tokens = batch_size * self.sequence_length
+            steps = max(0, -(-(end - tokens) // step_tokens)) if left > 0 else 0  # none in a segment within a step
             if steps:
-                rows.append((tokens, steps, segment.batch_size, segment.lr_scale, segment.follows_schedule))
+                rows.append((tokens, steps, batch_size, segment.lr_scale, segment.follows_schedule))
             tokens += steps * step_tokens
         return Segments(*(np.array(column) for column in zip(*rows, strict=True)))
+
+    def _check_cut(self, batch_size: int, left: int, before: int | None) -> None:
+        """A batch that is cut to what is `left` may end a run, but not be most of it."""
+        if before is None:
+            raise ValueError(
+                f"ramp.batch_size={batch_size} is more than the {left} sequences of total_tokens={self.total_tokens}: "
+                "no step could be made. Use a smaller batch or a larger budget."
+            )
+        if left > _MOST_AT_ONCE * before:
+            share = left * self.sequence_length / self.total_tokens
+            raise ValueError(
+                f"the ramp grows from {before} to {batch_size} sequences at once, more than the {left} that are left: "
+                f"one step would take {share:.0%} of the run. Set ramp.max_batch_size, or give the schedule a floor."
+            )
 
     @property
     def total_samples(self) -> int:

@@ -16,7 +16,10 @@ from optim.schedules import Schedule
 
 DEFAULT_ALPHA = 1.1  # as in the Seesaw paper's experiments
 _GRID = 4096  # cells of progress in which a crossing is looked for before it is bisected
+_REFINED, _PASSES = 32, 5  # cells and passes by which the grid closes in on the ends of a schedule's falls
 _HALVINGS = 64
+_MOST_CUTS = 100_000
+_NOTHING = 1e-9  # of the peak: where a schedule ends at 0, no cut below this matters
 _SAME = 1e-12  # relative: a multiplier this close to a threshold has fallen to it
 _STABLE = 1e-6  # relative: lr_cut may lie this far below sqrt(batch_growth), for rounded decimals
 
@@ -56,7 +59,7 @@ class ConstantBatch:
 
 @dataclass(frozen=True)
 class StepBatch:
-    """Any batch sizes at any token counts; the rate follows the schedule, times (B/B_0)^lr_exponent."""
+    """Any batch sizes at any token counts, within warm-up too; the rate is the schedule's times (B/B_0)^lr_exponent."""
 
     thresholds_in_tokens: Sequence[float]
     """tokens at which the batch changes, increasing"""
@@ -68,6 +71,9 @@ class StepBatch:
 
     def __post_init__(self) -> None:
         thresholds, sizes = tuple(self.thresholds_in_tokens), tuple(self.batch_sizes)
+        for key, values in (("thresholds_in_tokens", thresholds), ("batch_sizes", sizes)):
+            if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+                raise ValueError(f"ramp.{key}={list(values)}: finite numbers are needed.")
         if len(sizes) != len(thresholds) + 1:
             raise ValueError(
                 f"ramp.batch_sizes={list(sizes)} must be one more than ramp.thresholds_in_tokens={list(thresholds)}: "
@@ -148,6 +154,11 @@ class Seesaw:
                 f"ramp.max_batch_size={self.max_batch_size} is below ramp.batch_size={self.batch_size}, where the run "
                 "starts: raise the cap or start smaller."
             )
+        if self.max_batch_size is not None and not math.isclose(lr_cut * math.sqrt(batch_growth), alpha, rel_tol=1e-3):
+            raise ValueError(
+                f"ramp.max_batch_size={self.max_batch_size} needs lr_cut * sqrt(batch_growth) = alpha, not "
+                f"{lr_cut * math.sqrt(batch_growth):.6g} and {alpha:.6g}: from the cap on the rate follows the schedule."
+            )
         for key, factor in (("alpha", alpha), ("lr_cut", lr_cut), ("batch_growth", batch_growth)):
             object.__setattr__(self, key, factor)
 
@@ -160,7 +171,10 @@ class Seesaw:
         span, whole = total_tokens - warmup_tokens, round if self.rounding == "reference" else math.ceil
         segments = [Segment(0, self.batch_size, 1.0, follows_schedule=False)]
         cap, growth = self.max_batch_size or math.inf, 1.0
-        for k, x in enumerate(crossings(schedule, alpha, 1 - 1 / span).tolist(), 1):
+        cuts = crossings(schedule, alpha, 1 - 1 / span)
+        if len(cuts) > _MOST_CUTS:
+            raise ValueError(f"ramp.alpha={alpha} makes {len(cuts)} cuts: use a larger one, as 1.001.")
+        for k, x in enumerate(cuts.tolist(), 1):
             tokens = whole(warmup_tokens + x * span)
             growth *= batch_growth  # by repeated products, as the authors' code: floor sees the last bit
             exact = self.batch_size * (growth if self.rounding == "reference" else batch_growth**k)
@@ -188,12 +202,17 @@ class Seesaw:
 def crossings(schedule: Schedule, alpha: float, end: float) -> NDArray[np.float64]:
     """Progress x_1 <= x_2 <= ... <= end where the running minimum of `schedule` is first at most alpha^-1, alpha^-2...
 
-    Bracketed on a grid, then bisected to the last bit. A schedule that falls to 0 crosses infinitely often: `end` < 1
-    says where nothing more can happen.
+    Bracketed on a grid, which is refined where the schedule rises again, then bisected to the last bit. A schedule that
+    falls to 0 crosses infinitely often: `end` < 1 says where nothing more can happen.
     """
     grid = np.linspace(0, end, _GRID + 1)
+    for _ in range(_PASSES):
+        before_rise = np.flatnonzero(np.diff(schedule(grid)) > 0)
+        first = before_rise[np.isin(before_rise - 1, before_rise, invert=True)]  # the first cell of each rise
+        finer = [np.linspace(grid[i], grid[i + 1], _REFINED + 1) for i in (*first, *(first[first > 0] - 1))]
+        grid = np.unique(np.concatenate([grid, *finer]))
     lowest = np.minimum.accumulate(schedule(grid))
-    smallest = max(lowest[-1], np.finfo(float).tiny)
+    smallest = max(lowest[-1], _NOTHING)
     levels = alpha ** -np.arange(1.0, math.floor(-math.log(smallest) / math.log(alpha) + _SAME) + 1) * (1 + _SAME)
     cell = np.searchsorted(-lowest, -levels)  # the first grid point at or below each level
     low, high = grid[np.maximum(cell - 1, 0)], grid[cell]

@@ -237,8 +237,9 @@ class WSDS:
                     f"{start:.10g}, before {before:.10g} where warm-up or the budget before it ends. Lower "
                     "schedule.decay_fraction, or give budgets that increase and lie further apart."
                 )
-            # at the budget itself the next step is under way, at the peak; the run's own end has no next step
-            here = (tokens >= start) & ((tokens < budget) | (budget == total_tokens))
+            # at the budget itself, which `tokens` meets up to rounding, the next step is under way, at the peak; the
+            # run's own end has no next step
+            here = (tokens >= start) & ((tokens < budget * (1 - 1e-12)) | (budget == total_tokens))
             r = ((tokens - start) / (budget - start)).clip(0, 1)
             multiplier, before = np.where(here, DECAYS[self.shape](r, self.final), multiplier), budget
         return multiplier

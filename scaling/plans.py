@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ _BARS = " ▁▂▃▄▅▆▇█"
 _WIDTH = 32  # characters of a picture in the terminal
 _LISTED = 30  # rows of a plan's segments on the terminal; JSON has them all
 _POINTS = 400  # of a curve in the figure
+_BEYOND = 2  # times the largest measured batch: so far seconds are extrapolated
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,14 @@ def show(runs: Sequence[PlannedRun], form: str = "table", records: str | None = 
         raise ValueError(f"format={form}: use table or json.")
     speeds = [seconds_per_step(records, run) if records else {} for run in runs]
     described = [describe(run, measured) for run, measured in zip(runs, speeds, strict=True)]
+    for run, measured, numbers in zip(runs, speeds, described, strict=True):
+        if records and numbers["seconds"] is None:
+            batches = run.plan.segments.batch_size
+            print(
+                f"{run.label}: no time is estimated, it needs batches of {batches.min()} to {batches.max()}; records="
+                f"{records} has {min(measured, default=0)} to {max(measured, default=0)}.",
+                file=sys.stderr,
+            )
     if out:
         write_figure(runs, Path(out))
     if form == "json":
@@ -86,7 +96,8 @@ def describe(run: PlannedRun, measured: dict[int, float]) -> dict[str, Any]:
 def seconds_per_step(records: str, run: PlannedRun) -> dict[int, float]:
     """Batch size -> median seconds per step, over completed runs of this N and sequence length below `records`.
 
-    A logged row counts when its batch is that of the row before: then all its steps had it.
+    A logged row counts when all its steps had its batch: it is one step, or its batch is that of the row before. The
+    records should come from the devices and the layout that are asked about.
     """
     length = run.plan.sequence_length
     runs = load_runs(records)
@@ -98,19 +109,23 @@ def seconds_per_step(records: str, run: PlannedRun) -> dict[int, float]:
         )
     curves = load_curves(records)
     curves = curves[curves["run_id"].isin(same["run_id"])].sort_values(["run_id", "tokens"])
-    steady = curves[curves["batch_size"] == curves.groupby("run_id")["batch_size"].shift()]
+    before = curves.groupby("run_id")[["batch_size", "step"]].shift()
+    steady = curves[(curves["batch_size"] == before["batch_size"]) | (curves["step"] == before["step"] + 1)]
     each = steady["batch_size"] * length / steady["tokens_per_second"]
     return {int(b): float(s) for b, s in each.groupby(steady["batch_size"]).median().items()}
 
 
 def _seconds(plan: Plan, measured: dict[int, float]) -> float | None:
-    """Expected training seconds; None where a batch lies outside those that were measured."""
+    """Expected training seconds; None where a batch lies below those that were measured, or far above them.
+
+    Between them seconds per step are interpolated. Above, up to twice the largest, they grow with the batch.
+    """
     sizes = np.array(sorted(measured))
     batches = plan.segments.batch_size
-    if not len(sizes) or batches.min() < sizes[0] or batches.max() > sizes[-1]:
+    if not len(sizes) or batches.min() < sizes[0] or batches.max() > _BEYOND * sizes[-1]:
         return None
     per_step = np.interp(batches, sizes, [measured[int(size)] for size in sizes])
-    return float((plan.segments.steps * per_step).sum())
+    return float((plan.segments.steps * per_step * np.maximum(batches / sizes[-1], 1)).sum())
 
 
 def figure(runs: Sequence[PlannedRun]) -> dict[str, Any]:

@@ -80,7 +80,12 @@ def plan(overrides: Sequence[Sequence[str]]) -> None:
         options = compose("plan", list(overrides[0]))
         labels = short_labels(points)
         runs = [
-            PlannedRun(labels[p.run_id].removeprefix(p.run_id).strip() or p.run_id, p.plan, p.shape.N) for p in points
+            PlannedRun(
+                labels[p.run_id].removeprefix(p.run_id).strip() or " ".join(overrides[0]) or "the plan",
+                p.plan,
+                p.shape.N,
+            )
+            for p in points
         ]
         show(runs, options.format, options.records, options.out)
 

@@ -71,6 +71,7 @@ def prepare_data(points: Sequence[Point], stop: "Stop") -> None:
             "sequence_length": point.config["sequence_length"],
             "unique_tokens": point.config["unique_tokens"],
             "seed": point.config["seed"],
+            "largest_batch": int(point.plan.segments.batch_size.max()),
             "verify": point.config["launch"]["verify_data"],
         }
         for point in points

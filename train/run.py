@@ -93,12 +93,6 @@ def build_run(config: Mapping[str, Any], folder: Path) -> Run:
     length = plan.sequence_length
     shape: Shape = instantiate(config["model"], vocab_size=config["model"].get("vocab_size") or prepared.vocab_size)
     order = sample_order(prepared, length, config["seed"], config["unique_tokens"])
-    largest, available = int(plan.steps().batch_size.max()), sum(order.unique)
-    if largest > available:
-        raise ValueError(
-            f"ramp={config['ramp']} grows to {largest} sequences, the data have {available}: a batch would hold a "
-            "sequence twice. Set ramp.max_batch_size, or give more data."
-        )
 
     fabric = build_fabric(instantiate(launch["strategy"]), launch["accelerator"], config["precision"])
     model = Transformer(shape, prepared.vocab_size)

@@ -75,6 +75,7 @@ def test_two_points_that_are_the_same_run_are_refused(tiny):
         ("model.vocab_size=100", "model.vocab_size=100: the tokenizer has 257 ids"),
         ("data.sources.files.paths=[]", "paths"),
         ("+data.weights={other: 1}", "data.weights"),
+        ("averages=standard averages.tail.start=2", "averages.tail.start=2"),
         ("logger=wandb launch.logger.projct=x", "projct"),
     ],
 )

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from optim.plan import Plan
 from optim.ramps import ConstantBatch, Seesaw, StepBatch, crossings
-from optim.schedules import UBA, WSD, Constant, Cosine, Linear, QuarterCosine, Rex, Step
+from optim.schedules import UBA, WSD, WSDS, Constant, Cosine, Linear, QuarterCosine, Rex, Step
 
 LENGTH = 16
 FALLING = [Cosine(0.1), Linear(), QuarterCosine(), Rex(), WSD(0.4), WSD(0.4, "exponential", 0.05), Step(0.5, 6)]
@@ -45,6 +45,14 @@ def plans(draw):
     return Plan(samples * LENGTH, LENGTH, 0.1, draw(schedules), draw(ramps()), warmup, draw(st.floats(0, 1)))
 
 
+def true_crossings(schedule, alpha):
+    """By the definition, on a grid of four million points."""
+    grid = np.linspace(0, 1, 2**22 + 1)
+    lowest = np.minimum.accumulate(schedule(grid))
+    levels = alpha ** -np.arange(1, np.floor(-np.log(lowest[-1]) / np.log(alpha) + 1e-12) + 1) * (1 + 1e-12)
+    return grid[np.searchsorted(-lowest, -levels)]
+
+
 # -------------------------------------------------------------------------------------------------- properties
 
 
@@ -69,10 +77,8 @@ def test_a_plan_evaluated_from_any_token_is_the_tail_of_the_whole_plan(plan, dat
         tokens += int(batch_size) * LENGTH
 
 
-@given(plans())
+@given(plans().filter(lambda plan: isinstance(plan.ramp, Seesaw)))
 def test_seesaw_never_ramps_warmup_and_is_piecewise_constant_after_it(plan):
-    if not isinstance(plan.ramp, Seesaw):
-        return
     steps, base = plan.steps(), constant_of(plan).steps()
     warm = steps.tokens_before < plan.warmup_tokens
     assert (steps.batch_size[warm] == plan.ramp.batch_size).all()
@@ -147,6 +153,17 @@ def test_the_saving_at_finite_alpha_is_the_closed_form():
 def test_crossings_of_a_schedule_that_rises_again_follow_its_running_minimum(alpha):
     falling, cycling = UBA(final=0.1), UBA(final=0.1, cycles=2)
     np.testing.assert_allclose(crossings(cycling, alpha, 1.0), crossings(falling, alpha, 1.0) / 2, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [UBA(final=0.1, cycles=50), WSDS([0.3, 0.6], 0.1, final=0.1), WSDS([0.3, 0.6], 0.002, final=0.1)],
+    ids=repr,
+)
+def test_narrow_falls_are_not_missed(schedule):
+    found, true = crossings(schedule, 1.1, 1.0), true_crossings(schedule, 1.1)
+    assert len(found) == len(true) > 10
+    np.testing.assert_allclose(found, true, atol=1e-6)
 
 
 def test_cuts_lie_where_a_step_schedule_steps():
@@ -247,6 +264,9 @@ def test_a_ramp_may_be_unstable_by_name_only():
         (lambda: Seesaw(4, lr_cut=1.0, batch_growth=1.0), "leave nothing to cut or grow"),
         (lambda: Seesaw(4, max_batch_size=3), r"ramp\.max_batch_size=3 is below ramp\.batch_size=4"),
         (lambda: Seesaw(4, rounding="up"), r"ramp\.rounding='up' is unknown"),
+        (lambda: Seesaw(4, 1.1, 2.0, 4.0, max_batch_size=8), r"ramp\.max_batch_size=8 needs lr_cut .* = alpha"),
+        (lambda: StepBatch([math.nan], [1, 2]), r"thresholds_in_tokens=\[nan\]: finite numbers"),
+        (lambda: StepBatch([".nan"], [1, 2]), r"thresholds_in_tokens=\['\.nan'\]: finite numbers"),
         (lambda: StepBatch([100, 50], [1, 2, 3]), r"thresholds_in_tokens=\[100, 50\] must be positive and increasing"),
         (lambda: StepBatch([0], [1, 2]), "must be positive and increasing"),
         (lambda: StepBatch([100], [1]), r"ramp\.batch_sizes=\[1\] must be one more than"),
@@ -265,6 +285,13 @@ def test_bad_settings_are_refused_by_name(make, message):
         (Constant(), Seesaw(4), "the ramp would never grow"),
         (Cosine(0.95), Seesaw(4), "the ramp would never grow"),
         (Cosine(), StepBatch([1600], [2, 4]), r"thresholds_in_tokens ends at 1600, not before .*total_tokens=1600"),
+        (
+            Cosine(),
+            StepBatch([160], [2, 1000]),
+            r"grows from 2 to 1000 sequences at once, more than the 90 that are left.*ramp\.max_batch_size",
+        ),
+        (WSDS([400]), Seesaw(1), r"one step would take \d+% of the run\. Set ramp\.max_batch_size"),
+        (Cosine(), Seesaw(2, alpha=1.0000001), "use a larger one"),
         (Cosine(), Seesaw(101), r"ramp\.batch_size=101 is more than the 100 sequences"),
     ],
 )

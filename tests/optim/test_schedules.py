@@ -128,6 +128,17 @@ def test_wsds_decays_before_each_budget_and_goes_on_at_the_peak():
     assert (flat == 1).all()
 
 
+@given(st.integers(100, 3000), st.integers(1, 60), st.data())
+def test_a_wsds_run_is_at_its_peak_right_after_every_budget(samples, warmup, data):
+    """Also where the way from tokens to progress and back loses a bit."""
+    length = 128
+    budget = data.draw(st.integers(samples // 3 + 30, samples // 2 + 40)) * length
+    if not warmup * length < 0.9 * budget < budget < 0.9 * samples * length:
+        return
+    plan = Plan(samples * length, length, 2.0, WSDS([budget], 0.1), ConstantBatch(1), warmup * length)
+    assert plan.at(budget).lr == 2.0 and plan.at(budget - length).lr < 2.0
+
+
 @pytest.mark.parametrize("budgets", [[2000, 2100], [4000, 2000], [105], [7900]])
 def test_budgets_whose_decays_overlap_are_refused(budgets):
     with pytest.raises(ValueError, match=r"schedule\.budgets=.*decay"):

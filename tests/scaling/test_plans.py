@@ -16,12 +16,12 @@ def planned(ramp, label="one"):
     return PlannedRun(label, Plan(32000, LENGTH, 0.1, Cosine(0.1), ramp, 3200), N=500)
 
 
-def record(folder, batches, seconds):
-    """A completed run that takes four steps of each batch size, each of `seconds(batch)`."""
+def record(folder, batches, seconds, repeat=4):
+    """A completed run that takes `repeat` steps of each batch size, each of `seconds(batch)`."""
     folder.mkdir(parents=True)
     write_json(folder / "run.json", {"run_id": folder.name, "N": 500, "sequence_length": LENGTH})
     writer, tokens = RunWriter(folder, 0, {}), 0
-    for step, batch in enumerate(np.repeat(batches, 4).tolist(), 1):
+    for step, batch in enumerate(np.repeat(batches, repeat).tolist(), 1):
         tokens += batch * LENGTH
         speed = batch * LENGTH / seconds(batch)
         writer.log({"step": step, "tokens": tokens, "batch_size": batch, "loss": 1.0, "tokens_per_second": speed})
@@ -58,10 +58,21 @@ def test_seconds_saved_follow_from_measured_seconds_per_step(tmp_path):
     assert told["seconds_saved"] == pytest.approx(1 - expected / (500 * seconds(4)))
 
 
-def test_no_time_is_promised_for_batches_that_were_not_measured(tmp_path):
+def test_the_tail_of_a_ramp_counts_as_measured_although_each_batch_is_taken_once(tmp_path):
+    """The records of a run are enough to time its own plan."""
+    run = planned(Seesaw(4, 1.5))
+    sizes = run.plan.steps().batch_size.tolist()
+    record(tmp_path / "a", sizes, lambda batch: 0.5 + 0.25 * batch, repeat=1)
+    told = describe(run, seconds_per_step(str(tmp_path), run))
+    assert told["seconds"] == pytest.approx(sum(0.5 + 0.25 * size for size in sizes), rel=0.02)
+
+
+def test_no_time_is_promised_for_batches_that_were_not_measured(tmp_path, capsys):
     run = planned(Seesaw(4, 2.0))
     record(tmp_path / "a", [4, 10], lambda batch: 1.0)
-    assert describe(run, seconds_per_step(str(tmp_path), run))["seconds"] is None
+    show([run], records=str(tmp_path))
+    told = capsys.readouterr()
+    assert "seconds" not in told.out and "no time is estimated, it needs batches of 4 to" in told.err
     other = PlannedRun("one", run.plan, N=501)
     with pytest.raises(ValueError, match="no completed run with N=501 and sequence_length=16"):
         seconds_per_step(str(tmp_path), other)

@@ -226,6 +226,13 @@ def test_a_live_run_is_refused_by_a_second_sweep(fulcrum, tiny, tmp_path):
     assert second.returncode == 1 and "being written right now" in second.stderr
 
 
+def test_a_batch_that_is_more_than_the_data_starts_nothing(fulcrum, tiny, tmp_path):
+    """Of a sweep whose other point is good: known only once the data are prepared, and still before training."""
+    result = fulcrum("train", "-m", *tiny, "ramp.batch_size=6,4000", "total_tokens=640000")
+    assert result.returncode == 1 and "the largest batch has 4000 sequences, the data" in result.stderr
+    assert not rows_since(tmp_path / "runs")
+
+
 def test_a_users_own_experiment_works_far_from_the_checkout(fulcrum, tiny, tmp_path):
     """Also with a data/ folder and a train.py of the user's own beside it, which must not shadow ours."""
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
