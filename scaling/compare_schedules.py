@@ -2,6 +2,7 @@
 
     runs --WSD-S read off at each of its budgets--> results --best peak rate--> one row per schedule and budget, ranked
 
+Schedules are compared where everything else is one setting (scaling.settings); of several settings each by itself.
 A result is the final held-out loss of one run at one budget, with the held-out losses of its weight averages. The
 peak rate is the one of least mean loss among those with the most completed seeds. WSD-S is one run with several
 budgets, so it has one rate for all of them: the best at its last.
@@ -16,17 +17,18 @@ import numpy as np
 import pandas as pd
 
 from scaling.naming import CONSTANT_BATCH, first_batch, ramp_names, schedule_names
-from scaling.seeds import Seeds, over_seeds
+from scaling.seeds import ENOUGH, Seeds, over_seeds
+from scaling.settings import apart, comparable
 from scaling.wording import short
 
 _AVERAGE = "eval_loss_"
-PLACE = ["N", "total_tokens"]  # what is ranked apart from each other
+PLACE = ["N", "total_tokens", "setting"]  # what is ranked apart from each other
 
 
 @dataclass(frozen=True)
 class Ranking:
     """`rows`: a row per schedule and budget, ranked; `results`: the single results behind them; `overall`: a row per
-    schedule that has a result at every budget; `notes`: what has to be said."""
+    schedule that has a result wherever several were ranked; `notes`: what has to be said."""
 
     rows: pd.DataFrame
     results: pd.DataFrame
@@ -41,10 +43,11 @@ def rank(runs: pd.DataFrame, curves: pd.DataFrame) -> Ranking:
         raise ValueError("no run of a schedule was completed with a held-out loss.")
     one_rate = _rates_of_single_runs(results)
     rows = []
-    for (*_, name, budget), group in results.groupby(["N", "schedule", "total_tokens"]):
-        row = _row(group, one_rate.get((group["N"].iloc[0], name)))
+    for (size, name, budget, setting), group in results.groupby(["N", "schedule", "total_tokens", "setting"]):
+        row = _row(group, one_rate.get((size, name, setting)))
         if row is None:
-            notes.append(f"{name} has no completed run at {short(budget)} tokens.")
+            where = f" ({setting})" if setting else ""
+            notes.append(f"{name}{where} has no completed run at {short(budget)} tokens.")
         else:
             rows.append(row)
     table = pd.DataFrame(rows)
@@ -59,7 +62,8 @@ def rank(runs: pd.DataFrame, curves: pd.DataFrame) -> Ranking:
 
 
 def _results(runs: pd.DataFrame, curves: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """A row per run and budget: N, total_tokens, schedule, peak_lr, seed, loss, its averages, and whether it counts."""
+    """A row per run and budget: its place, schedule, peak_lr, seed, loss, its averages, and whether it counts."""
+    settings = comparable(runs)
     runs = runs.assign(schedule=_names(runs))
     runs = runs[runs["schedule"].notna()]
     if "seed" not in runs:
@@ -71,8 +75,9 @@ def _results(runs: pd.DataFrame, curves: pd.DataFrame) -> tuple[pd.DataFrame, li
     runs["counts"] = (runs["status"] == "completed") & runs["eval_loss"].notna() & ~np.asarray(early)
     notes = _left_out(runs)
     kept = ["run_id", "N", "total_tokens", "schedule", "peak_lr", "seed", "counts"]
-    rows = []
-    for _, run in runs.iterrows():
+    rows: list[dict[str, object]] = []
+    of_run: list[object] = []
+    for index, run in runs.iterrows():
         given = run.get("schedule.budgets")
         given = given if isinstance(given, list | tuple) else []
         budgets = [float(b) for b in given if float(b) < run["total_tokens"]]  # the last is the run's own
@@ -82,7 +87,11 @@ def _results(runs: pd.DataFrame, curves: pd.DataFrame) -> tuple[pd.DataFrame, li
             earlier, missing = _read_off(run, budgets, curves, runs["total_tokens"])
             rows += [own | read for read in earlier]
             notes += missing
-    return pd.DataFrame(rows), notes
+        of_run += [index] * (len(rows) - len(of_run))
+    results = pd.DataFrame(rows, columns=None if rows else [*kept, "loss", "single_run"])
+    settings = settings.loc[of_run].set_axis(results.index)
+    results["setting"], differing = apart(settings, [results["N"], results["total_tokens"]])
+    return results, [*differing, *notes]
 
 
 def _names(runs: pd.DataFrame) -> pd.Series:
@@ -90,7 +99,8 @@ def _names(runs: pd.DataFrame) -> pd.Series:
     names, ramps, batches = schedule_names(runs), ramp_names(runs), first_batch(runs)
     ramped = ramps.notna() & ramps.ne(CONSTANT_BATCH) & names.notna()
     names = names.where(~ramped, names + ", " + ramps)
-    several = batches.groupby([names, runs["N"], runs["total_tokens"]]).transform("nunique") > 1
+    several = batches[names.notna()].groupby([runs["N"], runs["total_tokens"]]).transform("nunique") > 1
+    several = several.reindex(runs.index, fill_value=False)
     return names.where(~several, names + ", B0 = " + batches.map("{:g}".format))
 
 
@@ -134,14 +144,14 @@ def _left_out(runs: pd.DataFrame) -> list[str]:
 # ---------------------------------------------------------------------------------------------------- one schedule
 
 
-def _rates_of_single_runs(results: pd.DataFrame) -> Mapping[tuple[float, str], float]:
+def _rates_of_single_runs(results: pd.DataFrame) -> Mapping[tuple[float, str, str], float]:
     """The one rate of schedules that are one run with several budgets: the best at their last budget."""
     rates = {}
-    for (size, name), group in results[results["single_run"]].groupby(["N", "schedule"]):
+    for (size, name, setting), group in results[results["single_run"]].groupby(["N", "schedule", "setting"]):
         last = group[group["total_tokens"] == group["total_tokens"].max()]
         complete = _complete(last)
         if complete:
-            rates[size, name] = min(complete, key=lambda rate: (complete[rate].mean, rate))
+            rates[size, name, setting] = min(complete, key=lambda rate: (complete[rate].mean, rate))
     return rates
 
 
@@ -169,6 +179,7 @@ def _row(group: pd.DataFrame, one_rate: float | None) -> dict[str, object] | Non
     return {
         "N": float(first["N"]),
         "total_tokens": float(first["total_tokens"]),
+        "setting": first["setting"],
         "schedule": first["schedule"],
         "single_run": bool(first["single_run"]),
         "peak_lr": rate,
@@ -222,26 +233,26 @@ def results_at(results: pd.DataFrame, row: pd.Series) -> pd.DataFrame:
 
 
 def _against_the_best(table: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
-    """Adds the interval of the excess over the best schedule, paired by seed, and whether the seeds tell them apart.
+    """Adds the interval of the excess over the best schedule, paired by seed, and whether it tells the two apart.
 
-    Two schedules are not told apart when their means differ by no more than the root mean square of their standard
-    deviations over seeds.
+    Two schedules are told apart where the 95 % t-interval leaves zero out; with fewer than three pairs there is none
+    and no verdict. The best is the lowest of several means over these very seeds, so its lead is slightly optimistic.
     """
-    table = table.assign(excess_low=np.nan, excess_high=np.nan, within_spread=None)
+    table = table.assign(excess_low=np.nan, excess_high=np.nan, told_apart=None)
     for _, group in table.groupby(PLACE):
         best = group.sort_values(["loss", "schedule"]).iloc[0]
         reference = _by_seed(results_at(results, best))
         for index, row in group.drop(best.name).iterrows():
             paired = over_seeds((_by_seed(results_at(results, row)) - reference).dropna())
             table.loc[index, ["excess_low", "excess_high"]] = [paired.low, paired.high]
-            spread = np.sqrt((row["spread"] ** 2 + best["spread"] ** 2) / 2)
-            if np.isfinite(spread):
-                table.at[index, "within_spread"] = bool(row["excess"] <= spread)
+            if paired.count >= ENOUGH:
+                table.at[index, "told_apart"] = bool(paired.low > 0 or paired.high < 0)
     return table
 
 
 def _overall(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean rank and mean excess of the schedules that have a result at every budget, best first."""
+    """Mean rank and mean excess of the schedules that have a result wherever several were ranked, best first."""
+    table = table[table.groupby(PLACE)["rank"].transform("size") > 1]
     places = len(table[PLACE].drop_duplicates())
     means = table.groupby("schedule").agg(rank=("rank", "mean"), excess=("excess", "mean"), places=("rank", "size"))
     return means[means["places"] == places].reset_index().sort_values(["rank", "excess", "schedule"], ignore_index=True)

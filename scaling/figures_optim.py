@@ -14,11 +14,14 @@ from scaling.wording import short
 
 _BINS = 40  # points of a training curve
 _FROM = 0.1  # share of the tokens from which on losses are drawn: before it they are those of a new model
+_OFTEN = 5  # evaluations from which on a line through them is a curve
 _LOSS = "loss (nats per token)"
 
 
 def ramp_losses(runs: pd.DataFrame, logged: pd.DataFrame) -> Spec:
     """Loss against tokens and against serial steps, a row of panels per first batch, coloured by ramp.
+
+    Lines are the held-out loss where it is measured often enough, since training losses of a few sequences are noise.
 
     `runs`: run_id, ramp, B0, counts (runs that do not are drawn singly, dashed); `logged`: run_id, step, tokens, loss,
     eval_loss.
@@ -31,12 +34,16 @@ def ramp_losses(runs: pd.DataFrame, logged: pd.DataFrame) -> Spec:
         "ended:N", scale=alt.Scale(domain=["ended", "did not end"], range=[[1, 0], [5, 3]]), legend=None
     )
     data, rows = Data(), []
+    often = evaluated_often(runs, logged)
+    title_of_loss = f"held-out {_LOSS}" if often else _LOSS
+    curves = _mean_evaluations if often else mean_curves
     for first, group in table.groupby("B0"):
-        means = mean_curves(group, ["ramp", "line", "ended"], ["tokens", "step"])
+        means = curves(group, ["ramp", "line", "ended"], ["tokens", "step"])
         points = _evaluations(group, ["ramp", "tokens", "step"])
         # what a diverging ramp does above the constant batch's first point would flatten everything else
         calm = means[means["ramp"] == CONSTANT_BATCH] if (means["ramp"] == CONSTANT_BATCH).any() else means
-        y = alt.Y("loss:Q", title=_LOSS, scale=_limits(pd.concat([means["loss"], points["loss"]]), calm["loss"].max()))
+        limits = _limits(pd.concat([means["loss"], points["loss"]]), calm["loss"].max())
+        y = alt.Y("loss:Q", title=title_of_loss, scale=limits)
         panels = []
         for x, title in (("tokens", "training tokens"), ("step", "serial steps")):
             across = alt.X(
@@ -47,7 +54,7 @@ def ramp_losses(runs: pd.DataFrame, logged: pd.DataFrame) -> Spec:
             )
             lines = data.chart(means).mark_line(strokeWidth=1.6, clip=True)
             lines = lines.encode(across, y, colour, dash, detail="line:N")
-            single = data.chart(points).mark_circle(size=16, opacity=0.45, clip=True)
+            single = data.chart(points).mark_circle(size=12 if often else 16, opacity=0.45, clip=True)
             told = ["ramp:N", alt.Tooltip(f"{x}:Q", format=".3s"), alt.Tooltip("loss:Q", format=".4f")]
             panels.append(
                 alt.layer(lines, single.encode(across, y, colour, tooltip=told)).properties(width=390, height=215)
@@ -201,6 +208,22 @@ def mean_curves(table: pd.DataFrame, by: list[str], across: list[str]) -> pd.Dat
     runs = bins["run_id"].nunique()
     whole = runs == runs.groupby(level=by).transform("max")
     return means[whole].reset_index().drop(columns="bin")
+
+
+def evaluated_often(runs: pd.DataFrame, logged: pd.DataFrame) -> bool:
+    """Whether every run that counts has enough evaluations to be drawn as a curve of held-out loss."""
+    if "eval_loss" not in logged or not runs["counts"].any():
+        return False
+    counts = logged.groupby("run_id")["eval_loss"].count()
+    return bool((counts.reindex(runs.loc[runs["counts"], "run_id"], fill_value=0) >= _OFTEN).all())
+
+
+def _mean_evaluations(table: pd.DataFrame, by: list[str], across: list[str]) -> pd.DataFrame:
+    """Held-out loss at each evaluation as means over the runs of each group, where every one of them has it."""
+    means = _evaluations(table, [*by, *across]).groupby([*by, *across])["loss"].agg(["mean", "size"]).reset_index()
+    runs = table.groupby(by)["run_id"].nunique().rename("runs").reset_index()
+    whole = means.merge(runs, on=by)
+    return whole[whole["size"] == whole["runs"]].rename(columns={"mean": "loss"})[[*by, *across, "loss"]]
 
 
 def _evaluations(table: pd.DataFrame, kept: list[str]) -> pd.DataFrame:

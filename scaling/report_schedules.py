@@ -9,11 +9,12 @@ from scaling import figures_optim
 from scaling.compare_schedules import PLACE, Ranking, rank, results_at
 from scaling.report_page import Cell, Figure, Section, escape, figure, listing, paragraph, section, table
 from scaling.report_records import Records
+from scaling.seeds import ENOUGH
 from scaling.wording import DASH, between, plain, short, signed
 
 _RULE = (
-    "Two schedules are not told apart when their mean final losses differ by no more than the root mean square of "
-    "their standard deviations over seeds."
+    "A schedule is told apart from the best when the 95 % t-interval of its excess, paired by seed, leaves zero out; "
+    f"with fewer than {ENOUGH} pairs of seeds there is no verdict."
 )
 
 
@@ -30,8 +31,9 @@ def schedules(records: Records) -> Section:
     text = (
         "Every schedule stands at the peak rate whose mean held-out loss over seeds is lowest, among the rates with "
         f"the most completed seeds. {_RULE} Excess is the mean loss above that of the best schedule of the same "
-        "budget, with the 95 % t-interval of the difference paired by seed, from three seeds on. Peak rates are "
-        "chosen on the held-out set that the losses are measured on, for all schedules alike."
+        "budget. The best is the lowest of several means, picked on the same seeds, so its lead is slightly "
+        "optimistic. Peak rates are chosen on the held-out set that the losses are measured on, for all schedules "
+        "alike."
     )
     blocks = [paragraph(text), _table(rows)]
     if rows["average"].notna().any():
@@ -43,8 +45,11 @@ def schedules(records: Records) -> Section:
             )
         )
     blocks += [paragraph(cost) for cost in _costs(rows)]
-    if not ranking.overall.empty and rows["total_tokens"].nunique() > 1:
-        blocks += [paragraph("Over all budgets, the schedules that have a result at each:"), _overall(ranking.overall)]
+    if not ranking.overall.empty and len(rows[PLACE].drop_duplicates()) > 1:
+        blocks += [
+            paragraph(f"Over all {_places(rows)}, the schedules that have a result at each:"),
+            _overall(ranking.overall),
+        ]
     body = [*blocks, listing(ranking.notes), *(figure(one) for one in drawn)]
     numbers = {
         "rule": _RULE,
@@ -62,9 +67,9 @@ def _answers(ranking: Ranking) -> list[str]:
     rows = ranking.rows
     answers = [_best(group, rows) for _, group in rows.groupby(PLACE)]
     first = ranking.overall.head(3)
-    if rows["total_tokens"].nunique() > 1 and len(first) > 1:
+    if len(rows[PLACE].drop_duplicates()) > 1 and len(first) > 1:
         listed = ", ".join(f"{escape(row['schedule'])} ({row['rank']:.1f})" for _, row in first.iterrows())
-        answers.append(f"Over all budgets the best mean ranks are those of {listed}.")
+        answers.append(f"Over all {_places(rows)} the best mean ranks are those of {listed}.")
     edges = rows[rows["edge"].isin(["lowest", "highest"])]
     if len(edges):
         names = ", ".join(escape(name) for name in sorted(edges["schedule"].unique()))
@@ -84,34 +89,46 @@ def _answers(ranking: Ranking) -> list[str]:
     return answers
 
 
+def _places(rows: pd.DataFrame) -> str:
+    """What the rankings differ in: budgets, or sizes, budgets and settings."""
+    words = {"N": "sizes", "total_tokens": "budgets", "setting": "settings"}
+    *most, last = (words[name] for name in PLACE if rows[name].nunique() > 1)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
 def _best(group: pd.DataFrame, rows: pd.DataFrame) -> str:
     """Which schedule ends lowest at one budget, and which the seeds cannot tell from it."""
     best, others = group.iloc[0], group.iloc[1:]
     size = f", N = {short(best['N'])}" if rows["N"].nunique() > 1 else ""
+    size += f", {escape(best['setting'])}," if best["setting"] else ""
     spread = f"seed spread {best['spread']:.4f}, {best['seeds']} seeds"
     if not np.isfinite(best["spread"]):
         spread = "one seed: no spread"
     sentence = (
-        f"At {short(best['total_tokens'])} tokens{size} <b>{escape(best['schedule'])}</b> ends lowest: "
-        f"{best['loss']:.4f} ({spread})."
+        f"At {short(best['total_tokens'])} tokens{size} <b>{escape(best['schedule'])}</b> ends lowest"
+        f"{f' of {len(group)}' if len(others) else ''}: {best['loss']:.4f} ({spread})."
     )
     if others.empty:
         return sentence + _lower_average(group, best)
-    alike = others[others["within_spread"].eq(True)]
-    apart = others.drop(alike.index)
-    if not np.isfinite(others["spread"]).any() or not np.isfinite(best["spread"]):
+    known = others[others["told_apart"].notna()]
+    if known.empty:
         after = others.iloc[0]
         return (
-            f"{sentence} Next is {escape(after['schedule'])}, {after['excess']:.4f} above it; without a seed spread "
-            f"nothing is told apart.{_lower_average(group, best)}"
+            f"{sentence} Next is {escape(after['schedule'])}, {after['excess']:.4f} above it; with fewer than {ENOUGH} "
+            f"seeds nothing is told apart.{_lower_average(group, best)}"
         )
+    apart = known[known["told_apart"].eq(True)]
+    alike = known.drop(apart.index)
     if len(alike):
         names = ", ".join(f"{escape(row['schedule'])} ({signed(row['excess'])})" for _, row in alike.iterrows())
         sentence += f" Not told apart from it by the seeds: {names}."
     if len(apart):
         after = apart.iloc[0]
         sentence += f" The nearest that is told apart is {escape(after['schedule'])}, {after['excess']:.4f} above it"
-        sentence += f"{_interval(after)}."
+        sentence += f" (95 % interval {between(after['excess_low'], after['excess_high'], signed)})."
+    if len(known) < len(others):
+        names = ", ".join(escape(name) for name in others.drop(known.index)["schedule"])
+        sentence += f" No verdict, for too few seeds: {names}."
     return sentence + _lower_average(group, best)
 
 
@@ -127,16 +144,10 @@ def _lower_average(group: pd.DataFrame, best: pd.Series) -> str:
     )
 
 
-def _interval(row: pd.Series) -> str:
-    if not np.isfinite(row["excess_low"]):
-        return ""
-    return f" (95 % interval {between(row['excess_low'], row['excess_high'], signed)})"
-
-
 def _costs(rows: pd.DataFrame) -> list[str]:
     """What schedules that are one run with several budgets cost, beside independent runs."""
     sentences = []
-    for (_, name), group in rows[rows["single_run"]].groupby(["N", "schedule"]):
+    for (*_, name), group in rows[rows["single_run"]].groupby(["N", "setting", "schedule"]):
         budgets = sorted(group["total_tokens"])
         sentences.append(
             f"{escape(name)} is one run: its loss is read off at each of its {len(budgets)} budgets, at the peak rate "
@@ -151,10 +162,12 @@ def _costs(rows: pd.DataFrame) -> list[str]:
 
 def _table(rows: pd.DataFrame) -> str:
     sizes = ["N"] if rows["N"].nunique() > 1 else []
+    settings = ["setting"] if rows["setting"].nunique() > 1 else []
     averages = rows["average"].notna().any()
     header = [
         *sizes,
         "tokens D",
+        *settings,
         "rank",
         "schedule",
         "peak rate",
@@ -171,6 +184,7 @@ def _table(rows: pd.DataFrame) -> str:
         edge = {"only": "the only one", "lowest": "lowest", "highest": "highest"}.get(row["edge"], "")
         among = between(row["peak_lrs"][0], row["peak_lrs"][-1], lambda x: f"{x:.3g}")
         cells = [Cell(short(row[name]), row[name]) for name in (*sizes, "total_tokens")]
+        cells += [Cell(str(row[name])) for name in settings]
         cells += [Cell(str(row["rank"]), float(row["rank"])), Cell(row["schedule"]), _number(row["peak_lr"], ".3g")]
         cells += [Cell(f"{edge} of {among}" if edge in ("lowest", "highest") else edge or among)]
         cells += [Cell(str(row["seeds"]), float(row["seeds"])), _number(row["loss"], ".4f")]
@@ -192,7 +206,7 @@ def _told(row: pd.Series) -> str:
     """Whether the seeds tell a schedule from the best."""
     if row["rank"] == 1:
         return "best"
-    return {True: "no", False: "yes"}.get(row["within_spread"], "no spread")
+    return {True: "yes", False: "no"}.get(row["told_apart"], "too few seeds")
 
 
 def _overall(overall: pd.DataFrame) -> str:
@@ -208,9 +222,11 @@ def _number(value: float, form: str) -> Cell:
 
 
 def _figures(ranking: Ranking, curves: pd.DataFrame) -> list[Figure]:
-    """The figures of the largest N."""
+    """The figures of the largest N and of its setting with the most results."""
     rows = ranking.rows[ranking.rows["N"] == ranking.rows["N"].max()]
-    of = f" (N = {short(rows['N'].iloc[0])})"
+    setting = rows["setting"].value_counts().sort_index().idxmax()
+    rows = rows[rows["setting"] == setting]
+    of = f" (N = {short(rows['N'].iloc[0])}{f', {escape(setting)}' if setting else ''})"
     order = list(rows.groupby("schedule")["excess"].mean().sort_values(kind="stable").index)
     seeds = pd.concat([results_at(ranking.results, row) for _, row in rows.iterrows()])
     drawn = [

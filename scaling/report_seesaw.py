@@ -10,8 +10,13 @@ import pandas as pd
 
 from scaling import figures_optim
 from scaling.compare_ramps import (
+    AGREES,
+    COSTS,
     DIVERGED,
     FAMILY,
+    FREE,
+    LOWER,
+    TOO_FEW,
     UNDECIDED,
     Comparison,
     Range,
@@ -28,9 +33,10 @@ from scaling.wording import DASH, between, plain, short, signed
 
 _PANELS = 4  # first batches whose loss curves are drawn
 _RULE = (
-    "A ramp agrees with the constant batch when the mean difference of their final held-out losses, paired by seed, "
-    "is no larger than the standard deviation over seeds of the constant batch's own final loss, from at least "
-    f"{ENOUGH} pairs. A ramp of which a run diverged does not agree."
+    f"From at least {ENOUGH} pairs of runs, a ramp agrees with the constant batch when the mean difference of their "
+    "final held-out losses, paired by seed, is no larger than the standard deviation over seeds of the constant "
+    "batch's own final loss. Beyond that it ends lower or higher when the 95 % t-interval of the mean difference "
+    "leaves zero out, and is undecided when it does not. A ramp of which a run diverged counts as ending higher."
 )
 
 
@@ -46,14 +52,14 @@ def seesaw(records: Records) -> Section:
     drawn = _figures(comparison, records.curves)
     text = (
         "Every ramp run is paired with the constant-batch run of the same seed and the same everything else. B0 is the "
-        f"first batch, in sequences. {_RULE} The interval is the 95 % t-interval of the mean difference over seeds: "
-        "where it leaves zero out, the difference is no accident of these seeds, however small. Where agreement ends "
-        "is measured at the B0 that were run only, and is no measurement of the critical batch size itself."
+        f"first batch, in sequences. {_RULE} Where the interval of a "
+        "ramp that agrees leaves zero out, the difference is small but no accident of these seeds. Where agreement "
+        "ends is measured at the B0 that were run only, and is no measurement of the critical batch size itself."
     )
     body = [paragraph(text), _table(rows), listing(comparison.notes), *(figure(one) for one in drawn)]
     numbers = {
         "rule": _RULE,
-        "comparisons": [plain(row) for row in rows.drop(columns="setting").to_dict("records")],
+        "comparisons": [plain(row) for row in rows.drop(columns="point").to_dict("records")],
         "ranges": [_range_numbers(one) for one in found],
         "notes": list(comparison.notes),
     }
@@ -63,11 +69,9 @@ def seesaw(records: Records) -> Section:
 def _range_numbers(one: Range) -> dict[str, Any]:
     return plain(one.family) | {
         "ramp": one.ramp,
-        "agrees": list(one.agrees),
-        "does_not_agree": list(one.differs),
-        "too_few_seeds": list(one.undecided),
-        "agrees_up_to": one.agrees_up_to,
-        "does_not_agree_from": one.differs_from,
+        **{verdict.replace(" ", "_"): list(firsts) for verdict, firsts in one.first.items()},
+        "free_up_to": one.free_up_to,
+        "ends_higher_from": one.higher_from,
     }
 
 
@@ -81,7 +85,7 @@ def _answers(rows: pd.DataFrame, found: Sequence[Range]) -> list[str]:
         same = (rows[FAMILY] == pd.Series(one.family)).all(axis=1) & (rows["ramp"] == one.ramp)
         group = rows[same].sort_values("B0")
         where = _where(one.family, rows)
-        answers.append(f"<b>{escape(one.ramp)}</b>{where}: {_steps(group)} {_agreement(one, group)}")
+        answers.append(f"<b>{escape(one.ramp)}</b>{where} {_steps(group)} {_losses(one, group)}")
     return answers
 
 
@@ -92,6 +96,7 @@ def _where(family: dict[str, Any], rows: pd.DataFrame) -> str:
         "N": f"N = {short(family['N'])}",
         "total_tokens": f"{short(family['total_tokens'])} tokens",
         "schedule": str(family["schedule"]),
+        "setting": str(family["setting"]),
     }
     return f" ({escape(', '.join(words[name] for name in several))})" if several else ""
 
@@ -100,47 +105,71 @@ def _steps(group: pd.DataFrame) -> str:
     """The serial steps that are saved, in a sentence."""
     known = group[group["steps_saved"].notna()]
     if known.empty:
-        return ""
-    low, high = 100 * known["steps_saved"].min(), 100 * known["steps_saved"].max()
-    saved = f"{low:.1f} %" if f"{low:.1f}" == f"{high:.1f}" else between(low, high, lambda x: f"{x:.1f}") + " %"
+        return "has saved no serial steps so far: no pair of runs is complete."
+    percent = (100 * known["steps_saved"]).round(1)  # 37.5 is 37.5, whatever the sums were
+    low, high = f"{percent.min():.0f}", f"{percent.max():.0f}"
     first = known.iloc[0]
     return (
-        f"{saved} fewer serial steps than {escape(str(first['schedule']))} with a constant batch on the same tokens "
+        f"saves {low if low == high else f'{low} to {high}'} % of the serial steps "
+        f"of {escape(str(first['schedule']))} with a constant batch on the same tokens "
         f"(B0 = {first['B0']:g}: {first['steps']:.0f} instead of {first['baseline_steps']:.0f})."
     )
 
 
-def _agreement(one: Range, group: pd.DataFrame) -> str:
-    """Where the final losses agree, and by how much they do not."""
-    by_batch = group.set_index("B0")
-    if not one.agrees and not one.differs:
-        losses = "; ".join(_difference(row) for _, row in group.iterrows() if np.isfinite(row["difference"]))
-        said = f" So far: {losses}." if losses else ""
-        return f"Whether its loss agrees is not decided: that takes {ENOUGH} seeds of both.{said}"
-    if not one.differs:
-        sentence = f"Its final loss agrees within the seed spread at {_every(one)}."
-    elif not one.agrees:
-        sentence = f"Its final loss agrees at none of the B0 that were run ({_list(one.differs)})."
-    elif max(one.agrees) < min(one.differs):
-        sentence = (
-            f"Its final loss agrees within the seed spread up to B0 = {one.agrees_up_to:g}; "
-            f"from B0 = {one.differs_from:g} on it does not."
+def _losses(one: Range, group: pd.DataFrame) -> str:
+    """Where the ramp ends at the constant batch's loss, where lower, where higher, and by how much."""
+    free, costs = ([b for verdict in kind for b in one.first[verdict]] for kind in (FREE, COSTS))
+    if not free and not costs and not one.first[UNDECIDED]:
+        known = "; ".join(_difference(row) for _, row in group.iterrows() if np.isfinite(row["difference"]))
+        return (
+            f"Where it ends is not decided: that takes {ENOUGH} seeds of both.{f' So far: {known}.' if known else ''}"
         )
-    else:
-        sentence = f"Its final loss agrees at B0 = {_list(one.agrees)} and does not at B0 = {_list(one.differs)}"
-        sentence += f"; from B0 = {one.differs_from:g} on it never does." if one.differs_from is not None else "."
-    apart = [row for first, row in by_batch.assign(B0=by_batch.index).iterrows() if first in one.differs]
-    small = [row for first, row in by_batch.assign(B0=by_batch.index).iterrows() if first in one.agrees]
-    small = [row for row in small if significant(row)]
-    if apart:
-        apart = [apart[0], apart[-1]] if len(apart) > 2 else apart  # the table has them all
-        sentence += f" Where it does not: {'; '.join(_difference(row) for row in apart)}."
+    agrees, lower = (group[group["verdict"] == verdict] for verdict in (AGREES, LOWER))
+    higher = group[group["verdict"].isin(COSTS)]
+    sentences = []
+    if len(agrees):
+        at = f"at {_where_run(agrees['B0'], group)}"
+        sentences.append(f"It ends at the loss of the constant batch within the seed spread {at}")
+    if len(higher):
+        from_ = one.higher_from if len(higher) > 1 else None
+        at = f"from B0 = {from_:g} on" if from_ == higher["B0"].min() else f"at {_where_run(higher['B0'], group)}"
+        diverged = higher["verdict"] == DIVERGED
+        how = "diverges" if diverged.all() else "ends higher or diverges" if diverged.any() else "ends higher"
+        said = f"{at} it {how}{_amount(higher)}"
+        sentences = [f"{sentences[0]}; {said}"] if sentences else [said[0].upper() + said[1:]]
+    if len(lower):
+        sentences.append(
+            f"At {_where_run(lower['B0'], group)} it ends lower{_amount(lower)}: possibly the constant batch was "
+            "not at its best there (its peak rate or betas may not suit that batch)"
+        )
+    for _, row in group.iterrows():
+        if row["verdict"] == DIVERGED:
+            sentences.append(f"At {_difference(row)}")
+    small = [_difference(row) for _, row in agrees.iterrows() if significant(row)]
     if small:
-        listed = "; ".join(_difference(row) for row in small)
-        sentence += f" Within the spread, yet not zero by its interval: {listed}."
-    if one.undecided:
-        sentence += f" Too few seeds at B0 = {_list(one.undecided)}."
-    return sentence
+        sentences.append(f"Within the spread, yet not zero by its interval: {'; '.join(small)}")
+    beyond = [_difference(row) for _, row in group.iterrows() if row["verdict"] == UNDECIDED]
+    if beyond:
+        sentences.append(f"Undecided, beyond the seed spread with zero in the interval: {'; '.join(beyond)}")
+    if one.first[TOO_FEW]:
+        sentences.append(f"Too few seeds at B0 = {_list(one.first[TOO_FEW])}")
+    return ". ".join(sentences) + "."
+
+
+def _where_run(firsts: pd.Series, group: pd.DataFrame) -> str:
+    """B0 = 4 and 8; of a whole sweep: every B0 that was run (4, 8)."""
+    listed = _list(list(firsts))
+    return f"every B0 that was run ({listed})" if 1 < len(firsts) == len(group) else f"B0 = {listed}"
+
+
+def _amount(rows: pd.DataFrame) -> str:
+    """How far the ramp ends from the constant batch, where no run diverged: (by 0.02 to 0.07 nats)."""
+    sizes = rows["difference"].abs().dropna()
+    sizes = sizes[rows["verdict"] != DIVERGED]
+    if sizes.empty:
+        return ""
+    low, high = (f"{size:.2g}" for size in (sizes.min(), sizes.max()))
+    return f" (by {low if low == high else f'{low} to {high}'} nats)"
 
 
 def _difference(row: pd.Series) -> str:
@@ -160,23 +189,17 @@ def _difference(row: pd.Series) -> str:
     return said + (f" ({', '.join(details)})" if details else " (one seed: no spread)")
 
 
-def _every(one: Range) -> str:
-    word = "decided" if one.undecided else "run"
-    if len(one.agrees) == 1:
-        return f"the only B0 that was {word} ({one.agrees[0]:g})"
-    return f"every B0 that was {word} ({_list(one.agrees)})"
-
-
 def _list(firsts: Sequence[float]) -> str:
-    return ", ".join(f"{first:g}" for first in firsts)
+    *most, last = (f"{first:g}" for first in firsts)
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 # ---------------------------------------------------------------------------------------------------- table, figures
 
 
 def _table(rows: pd.DataFrame) -> str:
-    several = [name for name in ("N", "total_tokens", "schedule") if rows[name].nunique() > 1]
-    names = {"N": "N", "total_tokens": "tokens D", "schedule": "schedule"}
+    several = [name for name in FAMILY if rows[name].nunique() > 1]
+    names = {"N": "N", "total_tokens": "tokens D", "schedule": "schedule", "setting": "setting"}
     header = [*(names[name] for name in several), "B0", "ramp", "pairs", "steps saved (%)", "verdict", "difference"]
     header += ["95 % interval", "its spread", "standard error", "loss of the ramp", "constant-batch loss"]
     header += ["its seed spread", "steps", "constant-batch steps", "peak rate"]
@@ -186,7 +209,8 @@ def _table(rows: pd.DataFrame) -> str:
         known = np.isfinite(row["difference_low"])
         interval = between(row["difference_low"], row["difference_high"], signed) if known else DASH
         cells = [
-            Cell(str(row[name])) if name == "schedule" else Cell(short(row[name]), float(row[name])) for name in several
+            Cell(short(row[name]), float(row[name])) if name in ("N", "total_tokens") else Cell(str(row[name]))
+            for name in several
         ]
         cells += [Cell(f"{row['B0']:g}", float(row["B0"])), Cell(row["ramp"])]
         cells += [
@@ -207,9 +231,9 @@ def _verdict(row: pd.Series) -> str:
     verdict = str(row["verdict"])
     if verdict == DIVERGED:
         return f"diverged ({row['diverged']} of {row['runs']})"
-    if verdict == UNDECIDED:
+    if verdict == TOO_FEW:
         return f"{verdict} ({row['pairs']})"
-    return f"{verdict}, interval {'without' if significant(row) else 'with'} zero"
+    return f"{verdict}, yet not zero" if verdict == AGREES and significant(row) else verdict
 
 
 def _number(value: float, form: str) -> Cell:
@@ -224,7 +248,7 @@ def _figures(comparison: Comparison, curves: pd.DataFrame) -> list[Figure]:
     runs = drawn_runs(comparison, rows)
     firsts = np.sort(rows["B0"].unique())
     shown = firsts[np.unique(np.linspace(0, len(firsts) - 1, _PANELS).round().astype(int))]
-    which = f"{family[2]}, N = {short(family[0])}, {short(family[1])} tokens"
+    which = f"{family[2]}, N = {short(family[0])}, {short(family[1])} tokens" + (f", {family[3]}" if family[3] else "")
     drawn = []
     if rows["difference"].notna().any():
         drawn.append(
@@ -238,13 +262,16 @@ def _figures(comparison: Comparison, curves: pd.DataFrame) -> list[Figure]:
         )
     logged = curves[curves["run_id"].isin(runs["run_id"])]
     if not logged.empty:
+        of = runs[runs["B0"].isin(shown)]
+        lines = "training loss, mean over seeds within narrow bins of tokens; points: held-out loss of single seeds"
+        if figures_optim.evaluated_often(of, logged):
+            lines = "held-out loss, mean over seeds; points: single seeds"
         drawn.append(
             Figure(
                 "seesaw_loss",
-                figures_optim.ramp_losses(runs[runs["B0"].isin(shown)], logged),
-                f"Loss against tokens and against serial steps ({escape(which)}). Lines: training loss, mean over "
-                "seeds within narrow bins of tokens; points: held-out loss of single seeds. The first tenth is not "
-                "drawn, nor what lies above the constant batch's loss there. Dashed: single runs that diverged or "
+                figures_optim.ramp_losses(of, logged),
+                f"Loss against tokens and against serial steps ({escape(which)}). Lines: {lines}. The first tenth is "
+                "not drawn, nor what lies above the constant batch's loss there. Dashed: single runs that diverged or "
                 "did not end.",
             )
         )
