@@ -37,7 +37,7 @@ def apart(settings: pd.DataFrame, within: Sequence[pd.Series]) -> tuple[pd.Serie
     """
     groups = list(within)
     differing = [name for name in settings if settings[name].groupby(groups, dropna=False).nunique().max() > 1]
-    differing.sort(key=lambda name: (not name.endswith("_target_"), name))
+    differing.sort(key=lambda name: (name in _MEASURED, not name.endswith("_target_"), name))
     labels, told = pd.Series("", settings.index), 1
     for name in differing:
         longer = labels.where(labels == "", labels + ", ") + _named(name, settings[name])

@@ -133,6 +133,14 @@ def test_losses_of_different_settings_are_never_paired_nor_mixed(runs, name, val
     assert f"The runs differ in {name} ({values[0]}, {values[1]})" in both.notes[0]
 
 
+def test_a_setting_is_labelled_by_what_was_chosen_and_the_note_has_all_of_it(runs):
+    one = runs.assign(**{"eval.tokens": 1024, "optimizer.beta1": 0.8, "optimizer._target_": "optim.adamw.AdamW"})
+    other = runs.assign(**{"eval.tokens": 2048, "optimizer.beta1": 0.9, "optimizer._target_": "optim.lion.Lion"})
+    found = compare(pd.concat([one, other], ignore_index=True))
+    assert set(found.rows["setting"]) == {"optimizer = AdamW", "optimizer = Lion"}
+    assert "optimizer._target_ (AdamW, Lion), optimizer.beta1 (0.8, 0.9), eval.tokens (1024, 2048)" in found.notes[0]
+
+
 def test_what_follows_the_first_batch_makes_no_other_setting(runs):
     found = compare(runs.assign(**{"optimizer.beta2": 1 - runs["ramp.batch_size"] / 1000}))
     assert set(found.rows["setting"]) == {""} and not found.notes
