@@ -157,7 +157,7 @@ class Seesaw:
         if self.max_batch_size is not None and not math.isclose(lr_cut * math.sqrt(batch_growth), alpha, rel_tol=1e-3):
             raise ValueError(
                 f"ramp.max_batch_size={self.max_batch_size} needs lr_cut * sqrt(batch_growth) = alpha, not "
-                f"{lr_cut * math.sqrt(batch_growth):.6g} and {alpha:.6g}: from the cap on the rate follows the schedule."
+                f"{lr_cut * math.sqrt(batch_growth):.6g} and {alpha:.6g}: past the cap the rate follows the schedule."
             )
         for key, factor in (("alpha", alpha), ("lr_cut", lr_cut), ("batch_growth", batch_growth)):
             object.__setattr__(self, key, factor)

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from conf.points import canonical_json, compose_config, expand, identity
@@ -91,3 +93,21 @@ def test_a_folder_written_by_another_configuration_is_refused(tiny):
     (point.folder / "config.yaml").write_text("seed: 77\n")
     with pytest.raises(ValueError, match="was written by another configuration"):
         expand([tiny])
+
+
+def test_a_refined_schedule_takes_the_gradient_norms_of_an_earlier_run(tiny, tmp_path):
+    record = tmp_path / "earlier"
+    record.mkdir()
+    rows = [{"tokens": 100 * k, "grad_norm": 2.0, "loss": 1.0} for k in range(1, 9)]
+    (record / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    refined = [*tiny, "schedule=refined", f"schedule.record={record}"]
+    with pytest.raises(ValueError, match=r"schedule\.record=.*earlier: no run lies there"):
+        expand([refined])
+    (record / "summary.json").write_text('{"status": "completed"}')
+    (point,) = expand([refined])
+    linear = expand([[*tiny, "schedule=linear"]])[0].plan
+    assert point.plan.steps().lr == pytest.approx(linear.steps().lr, abs=1e-9)  # constant norms: linear decay
+    # what the run is does not depend on where the record lay, or on whether it still does
+    record.rename(tmp_path / "moved")
+    (again,) = expand([[*tiny, "schedule=refined", f"schedule.record={tmp_path / 'moved'}"]])
+    assert again.run_id == point.run_id and "record" not in again.config["schedule"]
