@@ -171,10 +171,7 @@ class Seesaw:
         span, whole = total_tokens - warmup_tokens, round if self.rounding == "reference" else math.ceil
         segments = [Segment(0, self.batch_size, 1.0, follows_schedule=False)]
         cap, growth = self.max_batch_size or math.inf, 1.0
-        cuts = crossings(schedule, alpha, 1 - 1 / span)
-        if len(cuts) > _MOST_CUTS:
-            raise ValueError(f"ramp.alpha={alpha} makes {len(cuts)} cuts: use a larger one, as 1.001.")
-        for k, x in enumerate(cuts.tolist(), 1):
+        for k, x in enumerate(crossings(schedule, alpha, 1 - 1 / span).tolist(), 1):
             tokens = whole(warmup_tokens + x * span)
             growth *= batch_growth  # by repeated products, as the authors' code: floor sees the last bit
             exact = self.batch_size * (growth if self.rounding == "reference" else batch_growth**k)
@@ -213,7 +210,10 @@ def crossings(schedule: Schedule, alpha: float, end: float) -> NDArray[np.float6
         grid = np.unique(np.concatenate([grid, *finer]))
     lowest = np.minimum.accumulate(schedule(grid))
     smallest = max(lowest[-1], _NOTHING)
-    levels = alpha ** -np.arange(1.0, math.floor(-math.log(smallest) / math.log(alpha) + _SAME) + 1) * (1 + _SAME)
+    count = math.floor(-math.log(smallest) / math.log(alpha) + _SAME)
+    if count > _MOST_CUTS:
+        raise ValueError(f"ramp.alpha={alpha} makes {count} cuts: use a larger one, as 1.001.")
+    levels = alpha ** -np.arange(1.0, count + 1) * (1 + _SAME)
     cell = np.searchsorted(-lowest, -levels)  # the first grid point at or below each level
     low, high = grid[np.maximum(cell - 1, 0)], grid[cell]
     for _ in range(_HALVINGS):

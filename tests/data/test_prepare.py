@@ -459,7 +459,7 @@ def run_main(monkeypatch, capsys, records):
 def test_records_are_prepared_once_and_held_against_the_data(tmp_path, monkeypatch, capsys):
     write(tmp_path / "a.jsonl", sentences(100))
     record = {"run_id": "r1", "data": config(tmp_path), "tokenizer": BYTES, "cache": str(tmp_path / "cache"),
-              "sequence_length": 64, "unique_tokens": None, "seed": 0, "verify": True}  # fmt: skip
+              "sequence_length": 64, "unique_tokens": None, "seed": 0, "largest_batch": 4, "verify": True}  # fmt: skip
     calls = []
     monkeypatch.setattr(data.__main__, "prepare", lambda *a, **k: calls.append(1) or prepare(*a, **k))
     assert run_main(monkeypatch, capsys, [record, record | {"run_id": "r2"}])[0] == 0
