@@ -74,7 +74,8 @@ def test_a_ramp_killed_anywhere_goes_on_bit_for_bit(tiny, cache, where):
     (point,) = expand([[*tiny, *ramp, "launch.log_every_tokens=1", "launch.checkpoint.every_tokens=1400"]])
     segments, steps = point.plan.segments, point.plan.steps()
     edges = np.cumsum(segments.steps)
-    assert len(edges) > 3 and steps.batch_size[-1] < segments.batch_size[-1]
+    planned = point.plan.ramp.segments(point.plan.schedule, point.plan.warmup_tokens, point.plan.total_tokens)
+    assert len(edges) > 3 and steps.batch_size[-1] < planned[-1].batch_size
     killed = {"inside a segment": edges[1] - 2, "at its edge": edges[1], "in the last, cut batch": len(steps.lr) - 1}
     prepare(point.config["data"], point.config["tokenizer"], cache, processes=1)
     point.folder.mkdir(parents=True)
