@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from data.records import load_curves, load_runs
@@ -194,7 +195,7 @@ def _print(runs: Sequence[PlannedRun], described: Sequence[dict[str, Any]]) -> N
         sizes = run.plan.segments.batch_size
         saved, seconds = numbers["seconds_saved"], numbers["seconds"]
         table.add_row(
-            run.label,
+            escape(run.label),
             f"{numbers['serial_steps']}",
             f"{numbers['steps_saved']:.1%}",
             f"{sizes[0]}" if sizes.min() == sizes.max() else f"{sizes.min()} to {sizes.max()}",
@@ -207,7 +208,7 @@ def _print(runs: Sequence[PlannedRun], described: Sequence[dict[str, Any]]) -> N
     for numbers in described:
         over = numbers["final_tokens"] - numbers["total_tokens"]
         if over:
-            console.print(f"{numbers['label']}: ends {over} tokens after its budget of {numbers['total_tokens']}.")
+            console.print(f"{escape(numbers['label'])}: ends {over} tokens after its budget of {numbers['total_tokens']}.")
     if len(runs) == 1 and len(described[0]["segments"]) > 1:
         console.print(_segments(described[0]["segments"]))
 
