@@ -208,7 +208,7 @@ def _print(runs: Sequence[PlannedRun], described: Sequence[dict[str, Any]]) -> N
     for numbers in described:
         over = numbers["final_tokens"] - numbers["total_tokens"]
         if over:
-            console.print(f"{escape(numbers['label'])}: ends {over} tokens after its budget of {numbers['total_tokens']}.")
+            print(f"{numbers['label']}: ends {over} tokens after its budget of {numbers['total_tokens']}.")
     if len(runs) == 1 and len(described[0]["segments"]) > 1:
         console.print(_segments(described[0]["segments"]))
 
