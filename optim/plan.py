@@ -144,21 +144,16 @@ class Plan:
 
     def lr(self, tokens: ArrayLike) -> NDArray[np.float64]:
         """Learning rate of the steps under way after `tokens` (any shape; 0 <= tokens < final_tokens)."""
-        # always an array: NumPy's powers of a single number can differ from those of an array in the last bit
-        index, start = self._step_under_way(np.atleast_1d(tokens))
-        warmup = self.warmup_start + (1 - self.warmup_start) * start / max(self.warmup_tokens, 1)
-        x = (start - self.warmup_tokens) / (self.total_tokens - self.warmup_tokens)
-        scheduled = np.where(self.segments.follows_schedule[index], self._schedule(np.clip(x, 0, 1)), 1.0)
-        multiplier = np.where(start < self.warmup_tokens, warmup, scheduled)
-        return (self.peak_lr * self.segments.lr_scale[index] * multiplier).reshape(np.shape(tokens))
+        return self._rate(*self._step_under_way(np.atleast_1d(tokens))).reshape(np.shape(tokens))
 
     def at(self, tokens: int) -> PlanPoint:
         """Rate and batch of the step that is under way after `tokens` (0 <= tokens < final_tokens)."""
         if not 0 <= tokens < self.final_tokens:
             raise ValueError(f"the plan has no step after {tokens} tokens: it covers 0 to {self.final_tokens}.")
-        index, start = self._step_under_way(np.asarray(tokens))
-        left = (self.final_tokens - int(start)) // self.sequence_length
-        return PlanPoint(float(self.lr(tokens)), min(int(self.segments.batch_size[index]), left))
+        # an array of one: NumPy's powers of a single number can differ from those of an array in the last bit
+        index, start = self._step_under_way(np.array([tokens]))
+        left = (self.final_tokens - int(start[0])) // self.sequence_length
+        return PlanPoint(float(self._rate(index, start)[0]), min(int(self.segments.batch_size[index[0]]), left))
 
     def steps(self) -> Steps:
         """The whole run, one entry per step."""
@@ -168,6 +163,14 @@ class Plan:
         tokens_before = np.append(0, ends[:-1])
         batch_size[-1] = (self.final_tokens - tokens_before[-1]) // self.sequence_length
         return Steps(tokens_before, batch_size, self.lr(tokens_before))
+
+    def _rate(self, index: NDArray[np.intp], start: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Learning rate of steps that begin after `start` tokens, in the segments `index`."""
+        warmup = self.warmup_start + (1 - self.warmup_start) * start / max(self.warmup_tokens, 1)
+        x = (start - self.warmup_tokens) / (self.total_tokens - self.warmup_tokens)
+        scheduled = np.where(self.segments.follows_schedule[index], self._schedule(np.clip(x, 0, 1)), 1.0)
+        multiplier = np.where(start < self.warmup_tokens, warmup, scheduled)
+        return self.peak_lr * self.segments.lr_scale[index] * multiplier
 
     def _step_under_way(self, tokens: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
         """The segment, and the tokens at the start, of the step that is under way after `tokens`."""

@@ -206,6 +206,8 @@ def crossings(schedule: Schedule, alpha: float, end: float) -> NDArray[np.float6
     for _ in range(_PASSES):
         before_rise = np.flatnonzero(np.diff(schedule(grid)) > 0)
         first = before_rise[np.isin(before_rise - 1, before_rise, invert=True)]  # the first cell of each rise
+        if not len(first):
+            break
         finer = [np.linspace(grid[i], grid[i + 1], _REFINED + 1) for i in (*first, *(first[first > 0] - 1))]
         grid = np.unique(np.concatenate([grid, *finer]))
     lowest = np.minimum.accumulate(schedule(grid))

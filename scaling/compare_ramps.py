@@ -18,7 +18,7 @@ import pandas as pd
 
 from scaling.naming import CONSTANT_BATCH, first_batch, ramp_names, schedule_names
 from scaling.seeds import ENOUGH, Seeds, over_seeds
-from scaling.settings import apart, comparable, text
+from scaling.settings import apart, comparable, counted, text, why_not
 from scaling.wording import short
 
 AGREES, LOWER, HIGHER, UNDECIDED = "agrees", "ends lower", "ends higher", "undecided"
@@ -97,8 +97,7 @@ def _prepared(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     runs = runs.assign(ramp=ramp_names(runs), schedule=schedule_names(runs), B0=first_batch(runs))
     for name in ("eval_loss", "steps", "seed", "peak_lr"):
         runs[name] = pd.to_numeric(runs[name], errors="coerce") if name in runs else np.nan
-    early = runs["stop_reason"].fillna("budget").ne("budget") if "stop_reason" in runs else False
-    runs["counts"] = (runs["status"] == "completed") & runs["eval_loss"].notna() & ~np.asarray(early)
+    runs["counts"] = counted(runs)
     runs = runs[runs["ramp"].notna() & runs["B0"].notna()]
     settings = settings.loc[runs.index]
     of_schedule = [name for name in map(str, runs) if name.startswith("schedule.")]
@@ -115,8 +114,7 @@ def _left_out(runs: pd.DataFrame) -> list[str]:
     for (ramp, first, status), group in lost.groupby(["ramp", "B0", "status"]):
         which = f"{len(group)} run{'s' if len(group) > 1 else ''} of {ramp} at B0 = {first:g}"
         seeds = ", ".join(f"{seed:g}" for seed in sorted(group["seed"].dropna()))
-        why = "stopped before the budget or has no held-out loss" if status == "completed" else str(status)
-        notes.append(f"{which} (seed {seeds}) not averaged: {why}.")
+        notes.append(f"{which} (seed {seeds}) not averaged: {why_not(status)}.")
     return notes
 
 

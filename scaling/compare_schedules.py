@@ -18,7 +18,7 @@ import pandas as pd
 
 from scaling.naming import CONSTANT_BATCH, first_batch, ramp_names, schedule_names
 from scaling.seeds import ENOUGH, Seeds, over_seeds
-from scaling.settings import apart, comparable
+from scaling.settings import apart, comparable, counted, why_not
 from scaling.wording import short
 
 _AVERAGE = "eval_loss_"
@@ -71,8 +71,7 @@ def _results(runs: pd.DataFrame, curves: pd.DataFrame) -> tuple[pd.DataFrame, li
     averages = [str(c) for c in runs if str(c).startswith(_AVERAGE)]
     for name in ("eval_loss", "peak_lr", "seed", "total_tokens", *averages):
         runs[name] = pd.to_numeric(runs[name], errors="coerce") if name in runs else np.nan
-    early = runs["stop_reason"].fillna("budget").ne("budget") if "stop_reason" in runs else False
-    runs["counts"] = (runs["status"] == "completed") & runs["eval_loss"].notna() & ~np.asarray(early)
+    runs["counts"] = counted(runs)
     notes = _left_out(runs)
     kept = ["run_id", "N", "total_tokens", "schedule", "peak_lr", "seed", "counts"]
     rows: list[dict[str, object]] = []
@@ -136,8 +135,7 @@ def _left_out(runs: pd.DataFrame) -> list[str]:
     for (name, budget, status), group in lost.groupby(["schedule", "total_tokens", "status"]):
         which = f"{len(group)} run{'s' if len(group) > 1 else ''} of {name} at {short(budget)} tokens"
         rates = ", ".join(f"{rate:g}" for rate in sorted(group["peak_lr"].unique()))
-        why = "stopped before the budget or has no held-out loss" if status == "completed" else str(status)
-        notes.append(f"{which} (peak rate {rates}) not averaged: {why}.")
+        notes.append(f"{which} (peak rate {rates}) not averaged: {why_not(status)}.")
     return notes
 
 

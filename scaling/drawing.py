@@ -6,7 +6,7 @@ rounded to six digits, because they travel inside the HTML page.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import vl_convert
 
+from data.records import write_atomic
 from scaling.wording import short
 
 Spec = dict[str, Any]
@@ -31,16 +32,24 @@ _TICKS = ((0.7, (1, 2, 3, 4, 5, 6, 7, 8, 9)), (2.6, (1, 2, 5)), (3.8, (1, 3)))  
 
 def save(spec: Spec, folder: Path, name: str) -> list[Path]:
     """Writes `folder`/`name`.svg, .pdf and .png (twice the screen's resolution) and returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    contents: dict[str, Any] = {
-        "svg": vl_convert.vegalite_to_svg(spec).encode(),
-        "pdf": vl_convert.vegalite_to_pdf(spec),
-        "png": vl_convert.vegalite_to_png(spec, scale=2),
-    }
     paths = [folder / f"{name}.{kind}" for kind in FORMATS]
-    for path, kind in zip(paths, FORMATS, strict=True):
-        path.write_bytes(contents[kind])
+    for path in paths:
+        write(spec, path)
     return paths
+
+
+def write(spec: Spec, path: Path) -> None:
+    """Writes one file, of the kind that its name says: .svg, .pdf, .png or .html. ValueError for another."""
+    kinds: dict[str, Callable[[Spec], str | bytes]] = {
+        ".svg": vl_convert.vegalite_to_svg,
+        ".pdf": vl_convert.vegalite_to_pdf,
+        ".png": lambda spec: vl_convert.vegalite_to_png(spec, scale=2),
+        ".html": lambda spec: vl_convert.vegalite_to_html(spec, bundle=True),
+    }
+    if path.suffix not in kinds:
+        raise ValueError(f"out={path}: a picture is one of {', '.join(kinds)}.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, kinds[path.suffix](spec))
 
 
 def log_axis(channel: Any, name: str, title: str | None, values: Any, label: str) -> Any:

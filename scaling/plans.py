@@ -8,13 +8,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -64,7 +65,9 @@ def show(runs: Sequence[PlannedRun], form: str = "table", records: str | None = 
                 file=sys.stderr,
             )
     if out:
-        write_figure(runs, Path(out))
+        from scaling.drawing import write
+
+        write(figure(runs), Path(out))
     if form == "json":
         print(json.dumps(described if len(runs) > 1 else described[0], indent=1))
     else:
@@ -139,7 +142,7 @@ def figure(runs: Sequence[PlannedRun]) -> dict[str, Any]:
     for run in runs:
         plan = run.plan
         tokens = np.unique(np.append(np.linspace(0, plan.final_tokens - 1, _POINTS).astype(int), plan.segments.tokens))
-        sizes = plan.segments.batch_size[np.searchsorted(plan.segments.tokens, tokens, side="right") - 1]
+        sizes = _batch_sizes(plan, tokens)
         frames.append(pd.DataFrame({"tokens": tokens, "lr": plan.lr(tokens), "batch_size": sizes, "plan": run.label}))
     data, table = Data(), pd.concat(frames)
     colour = category("plan", [run.label for run in runs]) if len(runs) > 1 else alt.value("#222222")
@@ -156,22 +159,9 @@ def figure(runs: Sequence[PlannedRun]) -> dict[str, Any]:
     return data.finish(alt.hconcat(*panels, spacing=28), legend="top")
 
 
-def write_figure(runs: Sequence[PlannedRun], path: Path) -> None:
-    """Writes the figure as .svg, .pdf, .png or .html."""
-    import vl_convert
-
-    from data.records import write_atomic
-
-    kinds: dict[str, Callable[[dict[str, Any]], str | bytes]] = {
-        ".svg": lambda spec: vl_convert.vegalite_to_svg(spec),
-        ".pdf": lambda spec: vl_convert.vegalite_to_pdf(spec),
-        ".png": lambda spec: vl_convert.vegalite_to_png(spec, scale=2),
-        ".html": lambda spec: vl_convert.vegalite_to_html(spec, bundle=True),
-    }
-    if path.suffix not in kinds:
-        raise ValueError(f"out={path}: a picture is one of {', '.join(kinds)}.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, kinds[path.suffix](figure(runs)))
+def _batch_sizes(plan: Plan, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Batch size of the steps under way after `tokens`."""
+    return plan.segments.batch_size[np.searchsorted(plan.segments.tokens, tokens, side="right") - 1]
 
 
 # -------------------------------------------------------------------------------------------------- terminal
@@ -217,21 +207,19 @@ def _segments(segments: Sequence[dict[str, Any]]) -> Table:
     table = Table("from token", "steps", "batch size", "learning rate", title="segments", title_justify="left")
     for column in table.columns:
         column.justify = "right"
-    hidden = max(0, len(segments) - _LISTED)
-    head = segments[: _LISTED // 2] if hidden else segments
-    for row in head:
-        table.add_row(short(row["tokens"]), str(row["steps"]), str(row["batch_size"]), f"{row['lr']:.4g}")
-    if hidden:
-        table.add_row(f"({hidden} more)", "", "", "")
-        for row in segments[-(_LISTED // 2) :]:
+    half = _LISTED // 2 if len(segments) > _LISTED else len(segments)
+    for k, row in enumerate(segments):
+        if k < half or k >= len(segments) - half:
             table.add_row(short(row["tokens"]), str(row["steps"]), str(row["batch_size"]), f"{row['lr']:.4g}")
+        elif k == half:
+            table.add_row(f"({len(segments) - 2 * half} more)", "", "", "")
     return table
 
 
 def _pictures(plan: Plan) -> tuple[str, str]:
     """Rate and batch against tokens as rows of blocks, each from 0 to its own maximum."""
     tokens = np.linspace(0, plan.final_tokens - 1, _WIDTH).astype(int)
-    batch = plan.segments.batch_size[np.searchsorted(plan.segments.tokens, tokens, side="right") - 1]
     return tuple(  # type: ignore[return-value]
-        "".join(_BARS[round(8 * value)] for value in values / values.max()) for values in (plan.lr(tokens), batch)
+        "".join(_BARS[round(8 * value)] for value in values / values.max())
+        for values in (plan.lr(tokens), _batch_sizes(plan, tokens))
     )

@@ -50,6 +50,17 @@ def apart(settings: pd.DataFrame, within: Sequence[pd.Series]) -> tuple[pd.Serie
     return labels, [f"The runs differ in {', '.join(named)}{more}: each setting is compared by itself."]
 
 
+def counted(runs: pd.DataFrame) -> pd.Series:
+    """Whether a run enters a mean: completed to its budget, with a held-out loss (a column `eval_loss` of numbers)."""
+    early = runs["stop_reason"].fillna("budget").ne("budget") if "stop_reason" in runs else False
+    return (runs["status"] == "completed") & runs["eval_loss"].notna() & ~np.asarray(early)
+
+
+def why_not(status: object) -> str:
+    """Why a run of this status does not count."""
+    return "stopped before the budget or has no held-out loss" if status == "completed" else str(status)
+
+
 def text(value: object) -> str:
     """A setting as a key: equal settings have one text, whatever their type."""
     if isinstance(value, bool | np.bool_):

@@ -33,6 +33,8 @@ class Averages:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Takes in the model's weights after `step` steps (1 after the first)."""
+        if not self._averaged:
+            return
         newest = [p.detach().float() for p in self._parameters]  # no copy where they are float32
         for name, averaged in self._averaged.items():
             weight = float(self._weights[name][step - 1])

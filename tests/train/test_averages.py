@@ -18,22 +18,13 @@ from optim.schedules import Constant
 from scaling.wording import choices
 from train import checkpoint
 from train.averages import Averages
-from train.loop import held_out_loss, train
+from train.loop import held_out_loss
 from train.run import build_run
 
 pytestmark = pytest.mark.usefixtures("hydra_conf", "one_thread")
 
 STANDARD = ["averages=standard", "+averages.ewa={_target_:optim.averaging.EWA,decay:0.9}"]
 KEYS = {"eval_loss_half_life", "eval_loss_growing", "eval_loss_tail", "eval_loss_ewa"}
-
-
-@pytest.fixture
-def one_thread():
-    """Models this small are slower on two threads, much slower where the cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -48,13 +39,6 @@ def make(tiny, cache):
         return point
 
     return make
-
-
-def life(point, steps=None):
-    """Trains at most `steps` steps; returns the status and the run."""
-    calls = iter(range(10**6))
-    run = build_run(point.config, point.folder)
-    return train(run, {"threads": 1}, lambda: steps is not None and next(calls) >= steps - 1), run
 
 
 def rows(point):
@@ -80,7 +64,7 @@ def counts(point):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_averages_are_the_weighted_sums_of_all_iterates_in_float32(make, precision, monkeypatch):
+def test_averages_are_the_weighted_sums_of_all_iterates_in_float32(life, make, precision, monkeypatch):
     iterates = []
     update = Averages.update
 
@@ -101,7 +85,7 @@ def test_averages_are_the_weighted_sums_of_all_iterates_in_float32(make, precisi
             torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6, msg=f"{name} {parameter}")
 
 
-def test_an_average_is_evaluated_under_its_own_key_from_its_first_iterate_on(make):
+def test_an_average_is_evaluated_under_its_own_key_from_its_first_iterate_on(life, make):
     point = make(*STANDARD)
     _, run = life(point)
     evaluated = [row for row in rows(point) if "eval_loss" in row]
@@ -112,7 +96,7 @@ def test_an_average_is_evaluated_under_its_own_key_from_its_first_iterate_on(mak
         assert loss == evaluated[-1][f"eval_loss_{name}"] != evaluated[-1]["eval_loss"]
 
 
-def test_averages_do_not_disturb_training(make):
+def test_averages_do_not_disturb_training(life, make):
     point, plain = make(*STANDARD), make()
     _, run = life(point)
     _, expected = life(plain)
@@ -122,7 +106,7 @@ def test_averages_do_not_disturb_training(make):
 
 
 @pytest.mark.parametrize("stops", [[1], [7, 1, 20], [33]])
-def test_a_stopped_run_goes_on_with_its_averages_bit_for_bit(make, stops):
+def test_a_stopped_run_goes_on_with_its_averages_bit_for_bit(life, make, stops):
     point = make(*STANDARD)
     _, run = life(point)
     expected, undisturbed = run.averages.state_dict(), rows(point)
@@ -136,7 +120,7 @@ def test_a_stopped_run_goes_on_with_its_averages_bit_for_bit(make, stops):
             torch.testing.assert_close(value, expected[name][parameter], rtol=0, atol=0)
 
 
-def test_a_checkpoint_from_before_averages_loads(make):
+def test_a_checkpoint_from_before_averages_loads(life, make):
     point = make()
     life(point)
     undisturbed = rows(point)
@@ -149,7 +133,7 @@ def test_a_checkpoint_from_before_averages_loads(make):
     assert life(point)[0] == "completed" and rows(point) == undisturbed
 
 
-def test_the_final_losses_of_averages_are_columns_and_not_choices(make):
+def test_the_final_losses_of_averages_are_columns_and_not_choices(life, make):
     points = [make(*STANDARD, "averages.tail.start=0.5"), make(*STANDARD), make()]
     for point in points:
         life(point)

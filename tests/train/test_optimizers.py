@@ -12,26 +12,10 @@ from data.prepare import prepare
 from train.loop import train
 from train.run import build_run
 
-pytestmark = pytest.mark.usefixtures("hydra_conf")
+pytestmark = pytest.mark.usefixtures("hydra_conf", "one_thread")
 
 NAMES = sorted(path.stem for path in (Path(conf.__file__).parent / "optimizer").glob("*.yaml"))
 RATES = {"sgd": 1.0, "normalized_sgd": 0.5, "lion": 3e-3}  # others are at home near the rate of `tiny`
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As the worker has it: `tiny` asks for one, and threads of many processes would wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def life(point, steps=None):
-    calls = iter(range(10**6))
-    run = build_run(point.config, point.folder)
-    status = train(run, {"threads": 1}, lambda: steps is not None and next(calls) >= steps - 1)
-    return status, run.model.state_dict()
 
 
 def losses(folder):
@@ -39,7 +23,7 @@ def losses(folder):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_optimizer_lowers_the_loss_and_resumes_bit_for_bit(name, tiny, cache, tmp_path):
+def test_each_optimizer_lowers_the_loss_and_resumes_bit_for_bit(life, name, tiny, cache, tmp_path):
     overrides = [
         *tiny,
         f"optimizer={name}",
@@ -59,9 +43,10 @@ def test_each_optimizer_lowers_the_loss_and_resumes_bit_for_bit(name, tiny, cach
     assert losses(first.folder)[-1] < losses(first.folder)[0] - 0.3
 
     assert life(again, 5)[0] == "preempted"
-    status, weights = life(again)
+    status, resumed = life(again)
     assert status == "completed" and losses(again.folder) == losses(first.folder)
-    for key, value in undisturbed.items():
+    weights = resumed.model.state_dict()
+    for key, value in undisturbed.model.state_dict().items():
         torch.testing.assert_close(weights[key], value, rtol=0, atol=0)
 
 

@@ -14,19 +14,9 @@ import yaml
 from conf.points import expand
 from data.prepare import prepare
 from train import checkpoint
-from train.loop import train
 from train.run import build_run
 
-pytestmark = pytest.mark.usefixtures("hydra_conf")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The same bits need the same thread count, and small steps are slow on cores that others use."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("hydra_conf", "one_thread")
 
 
 @pytest.fixture
@@ -37,14 +27,6 @@ def point(tiny, cache):
     return point
 
 
-def life(point, steps=None):
-    """Trains at most `steps` steps; returns the status and the weights."""
-    calls = iter(range(10**6))
-    run = build_run(point.config, point.folder)
-    status = train(run, {"threads": 1}, lambda: steps is not None and next(calls) >= steps - 1)
-    return status, run.model.state_dict()
-
-
 def rows(point):
     timing = ("seconds", "tokens_per_second")
     lines = (point.folder / "metrics.jsonl").read_text().splitlines()
@@ -52,23 +34,24 @@ def rows(point):
 
 
 @pytest.mark.parametrize("stops", [[1], [7, 1, 11], [33]])
-def test_a_stopped_run_goes_on_bit_for_bit(point, stops):
-    status, expected = life(point)
+def test_a_stopped_run_goes_on_bit_for_bit(life, point, stops):
+    status, whole = life(point)
     undisturbed = rows(point)
     assert status == "completed" and len(undisturbed) == 34
     shutil.rmtree(point.folder)
     point.folder.mkdir()
     for steps in stops:
         assert life(point, steps)[0] == "preempted"
-    status, weights = life(point)
+    status, resumed = life(point)
     assert status == "completed"
     assert rows(point) == undisturbed
-    for name, value in expected.items():
+    weights = resumed.model.state_dict()
+    for name, value in whole.model.state_dict().items():
         torch.testing.assert_close(weights[name], value, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("where", ["inside a segment", "at its edge", "in the last, cut batch"])
-def test_a_ramp_killed_anywhere_goes_on_bit_for_bit(tiny, cache, where):
+def test_a_ramp_killed_anywhere_goes_on_bit_for_bit(life, tiny, cache, where):
     """SIGKILL while a chosen step is under way, checkpoints every 7 steps or so; then the run is finished."""
     ramp = ["ramp=seesaw", "ramp.alpha=1.5", "total_tokens=12800"]
     (point,) = expand([[*tiny, *ramp, "launch.log_every_tokens=1", "launch.checkpoint.every_tokens=1400"]])
@@ -79,7 +62,7 @@ def test_a_ramp_killed_anywhere_goes_on_bit_for_bit(tiny, cache, where):
     killed = {"inside a segment": edges[1] - 2, "at its edge": edges[1], "in the last, cut batch": len(steps.lr) - 1}
     prepare(point.config["data"], point.config["tokenizer"], cache, processes=1)
     point.folder.mkdir(parents=True)
-    status, expected = life(point)
+    status, whole = life(point)
     undisturbed = rows(point)
     assert status == "completed" and [row["batch_size"] for row in undisturbed] == steps.batch_size.tolist()
     shutil.rmtree(point.folder)
@@ -90,7 +73,8 @@ def test_a_ramp_killed_anywhere_goes_on_bit_for_bit(tiny, cache, where):
     assert len(rows(point)) == killed[where]
     assert life(point)[0] == "completed"
     assert rows(point) == undisturbed
-    for name, value in life(point)[1].items():  # a finished run only loads what it saved
+    expected = whole.model.state_dict()
+    for name, value in life(point)[1].model.state_dict().items():  # a finished run only loads what it saved
         torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
 
 
@@ -108,7 +92,7 @@ train(build_run(yaml.safe_load((folder / "config.yaml").read_text()), folder), {
 """
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(point, capsys):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(life, point, capsys):
     life(point)
     undisturbed = rows(point)
     newest = sorted((point.folder / "checkpoints").iterdir())[-1]
@@ -137,7 +121,7 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
     assert checkpoint.load_latest(tmp_path) == {"tokens": 30}
 
 
-def test_other_data_than_the_run_began_with_is_refused(point, texts, tmp_path):
+def test_other_data_than_the_run_began_with_is_refused(life, point, texts, tmp_path):
     from data.records import write_once
 
     life(point, 3)
@@ -148,7 +132,7 @@ def test_other_data_than_the_run_began_with_is_refused(point, texts, tmp_path):
 
 
 @pytest.mark.parametrize("logger", ["tensorboard", "wandb"])
-def test_loggers_write_beside_the_record(point, tiny, logger):
+def test_loggers_write_beside_the_record(life, point, tiny, logger):
     extra = ["launch.logger.offline=true"] if logger == "wandb" else []
     (logged,) = expand([[*tiny, f"logger={logger}", *extra]])
     assert logged.run_id == point.run_id
