@@ -9,7 +9,15 @@ COMMANDS = {
     "train": ("config", "slurm.launcher", "train_command", "train one point or a sweep, and record it"),
     "plan": ("plan", "slurm.launcher", "plan_command", "show learning rate, batch size and steps; train nothing"),
     "data": ("prepare", "data.__main__", "command", "prepare text as token shards"),
-    "fit": ("fit", "scaling.commands", "fit_command", "fit a law to recorded runs or to a table"),
+    "fit": (
+        "fit",
+        "scaling.commands_fit",
+        "fit_command",
+        "fit a law to recorded runs or to a table (--list: the laws)",
+    ),
+    "predict": ("predict", "scaling.commands_fit", "predict_command", "what a fitted law predicts, with intervals"),
+    "allocate": ("allocate", "scaling.commands_fit", "allocate_command", "the best size and tokens for a budget"),
+    "plan-next": ("plan_next", "scaling.commands_fit", "plan_next_command", "the runs that would tell most, as points"),
     "report": ("report", "scaling.commands", "report_command", "write the report of an experiment"),
     "runs": ("runs", "scaling.commands", "runs_command", "show the table of runs"),
 }
@@ -25,12 +33,13 @@ Examples
   fulcrum plan ramp=seesaw total_tokens=3.3e9     what a batch ramp would save
   fulcrum report runs=runs/quickstart             their scaling law, with intervals and pictures
   fulcrum fit law=chinchilla runs=runs/quickstart
+  fulcrum plan-next fit=runs/quickstart/fit.json budget=1e15
   fulcrum runs runs=runs/quickstart sort=eval_loss
 """
 
 
 def main() -> None:
-    commands = "\n".join(f"  {name:<8}{text}" for name, (*_, text) in COMMANDS.items())
+    commands = "\n".join(f"  {name:<10}{text}" for name, (*_, text) in COMMANDS.items())
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help", "help"):
         print(USAGE.format(commands=commands), end="")
         sys.exit(0 if len(sys.argv) > 1 else 2)
@@ -42,6 +51,12 @@ def main() -> None:
     import hydra
 
     from conf.errors import user_errors
+    from scaling.commands_fit import list_laws, open_keys
+
+    if command == "fit" and "--list" in sys.argv:
+        list_laws()
+        return
+    sys.argv = [f"{sys.argv[0]} {command}", *open_keys(command, sys.argv[1:])]
 
     config_name, module, function, _ = COMMANDS[command]
 

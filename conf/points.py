@@ -59,6 +59,7 @@ def expand(points: Sequence[Sequence[str]], config_name: str = "config") -> list
 
     `config_name`: the primary configuration, that of the command that was called.
     """
+    points = listed(points)
     good: list[Point] = []
     bad: list[str] = []
     asked: dict[str, str] = {}
@@ -78,6 +79,26 @@ def expand(points: Sequence[Sequence[str]], config_name: str = "config") -> list
     if bad:
         raise ValueError(f"{len(bad)} of {len(points)} points are not valid; nothing was started.\n" + "\n".join(bad))
     return good
+
+
+def listed(points: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The points, with each that says points=<file> replaced by those of the file: a YAML list of override lists."""
+    found = []
+    for overrides in points:
+        named = [text.split("=", 1)[1] for text in overrides if re.match(r"\+*points=", text)]
+        common = [text for text in overrides if not re.match(r"\+*points=", text)]
+        if not named:
+            found.append(list(overrides))
+            continue
+        path = Path(named[-1])
+        if not path.is_file():
+            raise ValueError(f"points={path}: no such file. It is a YAML list of override lists, one a point.")
+        content = read_yaml(path)
+        good = isinstance(content, list) and content and all(isinstance(own, list) and own for own in content)
+        if not good or not all(isinstance(text, str) for own in content for text in own):
+            raise ValueError(f"points={path} must hold a list of lists of overrides, as `- [model=tiny, seed=1]`.")
+        found += [[*common, *own] for own in content]
+    return found
 
 
 def compose_config(overrides: Sequence[str], config_name: str = "config") -> dict[str, Any]:

@@ -69,6 +69,8 @@ class Launch:
 
 @dataclass
 class Config:
+    points: str | None = None
+    """a YAML file with a list of override lists: each is a point, on top of the other overrides"""
     label: str | None = None
     """separates runs that are otherwise equal"""
     seed: int = 0

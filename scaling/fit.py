@@ -1,252 +1,197 @@
 """One engine that fits every law.
 
-    table --rows.prepare--> rows --centre--> residuals as jets --newton.minimise--> the best of many starts --> Fit
+    table --rows.prepare--> rows --problem_of--> Problem --minimise from many starts--> the best of them --> Fit
 
-The objective is the sum over rows of a robust loss of log(predicted) - log(measured). Columns and loss are divided
-by their geometric means, so units do not matter and the same starting ranges serve every table. All starts, and
-later all bootstrap replicates (multiplicities of the same rows), advance as one batch.
+The objective is the sum over rows of a robust loss of log(predicted) - log(measured). All starts, and later all
+bootstrap replicates, advance as one batch. What a Fit can tell beyond its numbers lies beside this file:
+`uncertainty` (bootstrap, profiles, covariance), `identify` and `diagnose` (what to doubt), `choose` (held-out error,
+comparison of laws), `keep` (a fit as a file).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib.metadata import version
-from typing import Any, Protocol
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from scaling import identify, jets, newton
-from scaling.laws.law import Law
+from scaling import choose, diagnose, identify, newton, uncertainty
+from scaling.laws.law import Law, Prior
+from scaling.losses import Absolute, Huber, LeastSquares, Loss, StudentT, has_scale
+from scaling.problem import Problem
 from scaling.rows import Rows, prepare
+
+__all__ = ["Absolute", "Fit", "Huber", "LeastSquares", "Prior", "StudentT", "fit"]
 
 _SAME_OBJECTIVE = 1e-6  # relative: starts that end this close to the best agree with it
 _SAME_MINIMUM = 1e-3  # in free centred coordinates: ends closer than this are one minimum
-_ROUNDING = 1e-22  # of the mean squared log residual: a fit this close is exact
-
-
-class Loss(Protocol):
-    """A loss of log residuals: `loss(r)` -> value, slope and curvature, elementwise."""
-
-    def __call__(self, r: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]: ...
-
-
-@dataclass(frozen=True)
-class Huber:
-    """r^2 / 2 up to |r| = `width`, straight beyond (Huber 1964); Hoffmann et al. 2022 use width 1e-3 on log loss."""
-
-    width: float = 1e-3
-
-    def __post_init__(self) -> None:
-        if not self.width > 0:
-            raise ValueError(f"huber={self.width} must be positive: a width in log residuals, as 1e-3.")
-
-    def __call__(self, r: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        slope = np.clip(r, -self.width, self.width)
-        value = self.width * (np.abs(r) - np.abs(slope)) + 0.5 * slope * slope
-        return value, slope, (np.abs(r) <= self.width).astype(float)
-
-
-@dataclass(frozen=True)
-class Holdout:
-    """A law fitted without the rows of largest `by`, and how it predicts them.
-
-    `table` has the law's columns, `loss`, `predicted` and `error` = predicted / loss - 1, one row per held-out row.
-    """
-
-    by: str
-    above: float
-    fit: Fit
-    table: pd.DataFrame
-
-    @property
-    def worst(self) -> float:
-        """The largest |error|."""
-        return float(self.table["error"].abs().max())
-
-    @property
-    def typical(self) -> float:
-        """The root mean square error."""
-        return float(np.sqrt((self.table["error"] ** 2).mean()))
-
-    def to_json(self) -> dict[str, Any]:
-        """The test as plain numbers."""
-        return {
-            "by": self.by,
-            "fitted_up_to": self.above,
-            "rows": len(self.table),
-            "rms_error": self.typical,
-            "worst_error": self.worst,
-            "params": self.fit.params,
-        }
+_SCREENED = 20_000  # rows above which starts are first advanced on a sample
+_SAMPLE = 4_096
 
 
 @dataclass(frozen=True)
 class Fit:
     """A fitted law, and everything that is needed to judge it.
 
-    `params`: natural parameters in the table's units. `objective`: the summed robust loss. `agreement`: the share of
-    starts that ended at this objective. `minima`: every distinct minimum that a start reached (objective, share of
-    starts, params), best first. `gradient_norm`: of the objective in free centred coordinates, divided by the
-    objective. `scale`: the geometric means. `free`, `free_replicates`: the optimum (p,) and the
-    bootstrap replicates (n, p; None before `bootstrap`) in free centred coordinates.
+    `params`: natural parameters in the table's units, fixed ones included. `objective`: the summed robust loss.
+    `agreement`: the share of starts that ended at this objective. `minima`: every distinct minimum that a start
+    reached (objective, share of starts, params), best first. `spread` (p,): how far the ends that agree lie apart in free
+    coordinates. `gradient_norm`: of the objective in free centred coordinates, divided by the objective. `free`, `free_replicates`: the optimum (p,) and the bootstrap replicates
+    (n, p; None before `bootstrap`) in the problem's free centred coordinates.
     """
 
     law: Law
-    loss: Loss
     rows: Rows
-    scale: dict[str, float]
+    problem: Problem
     free: np.ndarray
     params: dict[str, float]
     objective: float
     agreement: float
     minima: list[dict[str, Any]]
+    spread: np.ndarray
     gradient_norm: float
     converged: bool
     starts: int
     seed: int
     free_replicates: np.ndarray | None = None
+    bootstrap_kind: str = ""
 
-    def predict(self, table: pd.DataFrame | Mapping[str, Any], interval: float | None = None) -> pd.DataFrame:
-        """The law at `table`'s columns (the law's own names): `loss`, and with `interval` also `low` and `high`.
+    def predict(
+        self,
+        table: pd.DataFrame | Mapping[str, Any],
+        interval: float | None = None,
+        of: Literal["law", "run"] = "law",
+        method: Literal["bootstrap", "delta"] = "bootstrap",
+    ) -> pd.DataFrame:
+        """The law at `table`'s columns (the law's own names): the target, and with `interval` also `low` and `high`.
 
-        The interval is where the law lies (percentiles over bootstrap replicates), not where one more run would:
-        a run adds its own noise, of the size of the residuals.
+        The interval is where the law lies (of="law") or where one more run would (of="run": with its own noise, of
+        the size of the residuals); from bootstrap replicates, or by the delta method, which needs none.
         """
-        columns = {name: np.asarray(table[name], float) for name in self.law.columns}
+        columns = self.law.features(table)
         index = table.index if isinstance(table, pd.DataFrame) else None
-        result = pd.DataFrame({"loss": np.atleast_1d(self.law.predict(self.params, columns))}, index=index)
+        predicted = np.atleast_1d(np.asarray(self.law.predict(self.params, columns), float))
+        result = pd.DataFrame({self.law.target: predicted}, index=index)
         if interval is not None:
-            draws = self.law.predict({k: v[:, None] for k, v in self.replicates.items()}, columns)
-            result["low"], result["high"] = np.percentile(draws, _percentiles(interval), axis=0)
+            result["low"], result["high"] = uncertainty.prediction_interval(self, columns, interval, of, method)
         return result
 
-    @property
+    @cached_property
     def residuals(self) -> pd.Series:
-        """log(predicted) - log(measured) for every fitted row, under the caller's index."""
+        """log(predicted) - log(measured) for every fitted row (or the plain difference, for laws fitted to values),
+        under the caller's index."""
         table = self.rows.table
-        return np.log(self.predict(table)["loss"] / table["loss"]).rename("residual")
+        predicted = self.predict(table)[self.law.target]
+        measured = table[self.law.target]
+        if self.problem.residuals == "log":
+            return np.log(predicted / measured).rename("residual")
+        return (predicted - measured).rename("residual")
 
     @property
     def residual_rms(self) -> float:
-        """Root mean square of the log residuals: 0.01 is 1 % of the loss."""
+        """Root mean square of the residuals: for logarithms, 0.01 is 1 % of the target."""
         return float(np.sqrt(np.mean(self.residuals**2)))
 
     @property
     def residual_max(self) -> float:
-        """The largest |log residual|."""
+        """The largest |residual|."""
         return float(self.residuals.abs().max())
 
-    def bootstrap(self, n: int = 1000, seed: int = 0) -> Fit:
-        """This fit with `n` `replicates`: refits on runs drawn with replacement, each from this optimum.
+    @property
+    def r_squared(self) -> float:
+        """Share of the target's variance (of its values, not logarithms) that the law explains."""
+        measured = self.rows.table[self.law.target]
+        left = measured - self.predict(self.rows.table)[self.law.target]
+        return float(1 - (left**2).sum() / ((measured - measured.mean()) ** 2).sum())
 
-        Rows of one `run_id` are drawn together, because checkpoints of one run are not independent.
+    def bootstrap(
+        self, n: int = 1000, seed: int = 0, kind: Literal["pairs", "residual", "cluster"] | None = None
+    ) -> Fit:
+        """This fit with `n` `replicates`, each refitted from this optimum.
+
+        `kind`: "pairs" draws rows with replacement; "cluster" draws runs with all their rows, because checkpoints of
+        one run are not independent (the default where runs have several rows); "residual" keeps the rows' settings
+        and draws residuals, inflated for the parameters that were fitted, for designs with few rows.
         """
-        if n < 2:
-            raise ValueError(
-                f"bootstrap={n} must be at least 2; 1000 gives 90 % intervals that hardly change with the seed."
-            )
-        groups, member = np.unique(self.rows.table["group"].to_numpy(), return_inverse=True)
-        first = np.full(len(groups), len(member))
-        np.minimum.at(first, member, np.arange(len(member)))
-        rank = np.argsort(np.argsort(first))  # groups in the canonical order of their rows, whatever their names
-        draws = np.random.default_rng(seed).multinomial(len(groups), np.full(len(groups), 1 / len(groups)), size=n)
-        weights = draws[:, rank[member]].astype(float)
-        ends = _minimise(self.law, self.loss, self.rows.table, self.scale, np.repeat(self.free[None], n, 0), weights)
-        return replace(self, free_replicates=ends.theta)
+        return replace(self, **uncertainty.bootstrap(self, n, seed, kind))
 
     @property
     def replicates(self) -> dict[str, np.ndarray]:
         """Bootstrapped parameters (n,) by name, in the table's units. ValueError before `bootstrap`."""
         if self.free_replicates is None:
             raise ValueError("The fit has no bootstrap replicates yet: use fit.bootstrap(1000).")
-        return self.law.rescale(self.law.natural(list(self.free_replicates.T)), self.scale)
+        n = len(self.free_replicates)
+        return {k: np.broadcast_to(v, (n,)) for k, v in self.problem.raw(self.free_replicates).items()}
 
-    def intervals(self, level: float = 0.9) -> dict[str, tuple[float, float]]:
-        """Percentile intervals of the parameters over the bootstrap replicates."""
-        return {
-            name: tuple(float(x) for x in np.percentile(values, _percentiles(level)))  # type: ignore[misc]
-            for name, values in self.replicates.items()
-        }
+    def intervals(
+        self, level: float = 0.9, method: Literal["bootstrap", "delta"] = "bootstrap"
+    ) -> dict[str, tuple[float, float]]:
+        """Intervals of the free parameters: percentiles of the bootstrap replicates, or by the delta method."""
+        return uncertainty.intervals(self, level, method)
 
-    def holdout(self, by: str = "C", share: float = 0.2) -> Holdout:
-        """The law fitted without the `share` of rows with the largest `by`, tested on them.
+    @cached_property
+    def standard_errors(self) -> dict[str, float]:
+        """Of the free parameters, by the delta method; relative for positive ones."""
+        return uncertainty.standard_errors(self)
+
+    def profile(self, name: str, level: float = 0.9) -> uncertainty.Profile:
+        """The objective with `name` held at values around its optimum and all else refitted, and the interval from it.
+
+        An end of the interval is infinite where the objective never rises enough: the data do not bound `name` there.
+        """
+        return uncertainty.profile(self, name, level)
+
+    def holdout(self, by: str = "C", fraction: float = 0.2) -> choose.Holdout:
+        """The law fitted without the `fraction` of rows with the largest `by`, tested on them.
 
         Rows equal in `by` stay together. Raises ValueError where too few rows would remain to fit.
         """
-        if not 0 < share < 1:
-            raise ValueError(f"holdout={share} must lie between 0 and 1: the share of rows with the largest {by}.")
-        table = self.rows.table
-        if by not in table:
-            raise ValueError(f"holdout by {by!r}: the fit has {', '.join(c for c in table if c != 'group')}.")
-        count = max(1, round(share * len(table)))
-        cutoff = np.sort(table[by].to_numpy())[-count]
-        out = table[by] >= cutoff * (1 - 1e-9)
-        kept = table[~out]
-        above = float(kept[by].max()) if len(kept) else 0.0
-        names = {c: c for c in kept if c != "group"}
-        source = kept.rename(columns={"group": "run_id"})
-        without = fit(self.law, source, loss=self.loss, starts=self.starts, seed=self.seed, columns=names)
-        tested = table.loc[out, [*self.law.columns, *([by] if by not in self.law.columns else []), "loss"]].copy()
-        tested["predicted"] = without.predict(tested)["loss"]
-        tested["error"] = tested["predicted"] / tested["loss"] - 1
-        return Holdout(by, above, without, tested)
+        return choose.holdout(self, by, fraction)
+
+    def expanding(self, by: str = "C", windows: int = 4) -> pd.DataFrame:
+        """Held-out error by expanding window: fitted to ever more of the smallest rows, tested on the next ones."""
+        return choose.expanding(self, by, windows)
+
+    def compare(self, other: Fit, by: str | None = None) -> pd.DataFrame:
+        """This fit and `other` of the same rows, side by side: AICc, BIC, likelihood ratio where one law nests in the
+        other, and held-out error by expanding window where a `by` is known."""
+        return choose.compare(self, other, by)
 
     @property
     def at_bound(self) -> list[str]:
         """Parameters that ended at a bound of the law."""
-        held = identify.at_bound(self.law, self.free)
-        return [name for name, at in zip(self.law.names, held, strict=True) if at]
+        held = identify.at_bound(self.problem, self.free)
+        return [name for name, at in zip(self.problem.names, held, strict=True) if at]
 
-    @property
+    @cached_property
     def unidentified(self) -> dict[str, str]:
         """Parameters that the data do not pin down, each with the reason in words."""
         return identify.unidentified(self)
 
-    @property
+    @cached_property
     def warnings(self) -> list[str]:
         """Everything a reader must know before trusting the numbers, one sentence each."""
-        return [*self.rows.notes, *identify.doubts(self), *self.unidentified.values()]
+        return [*self.rows.notes, *identify.doubts(self), *self.unidentified.values(), *diagnose.warnings(self)]
 
-    def jacobian(self) -> np.ndarray:
-        """(rows, parameters): derivatives of the log prediction in free centred coordinates."""
-        columns, _ = _centred(self.law, self.rows.table, self.scale)
-        prediction = jets.log(self.law.predict(self.law.natural(jets.variables(self.free[None])), columns))
-        shape = (1, len(self.rows.table))
-        return np.stack([np.broadcast_to(prediction.grad.get(i, 0.0), shape)[0] for i in range(len(self.free))], axis=1)
+    def jacobian(self, table: pd.DataFrame | None = None) -> np.ndarray:
+        """(rows, free parameters of the law): derivatives of the log prediction (of the prediction, for laws fitted to
+        values) in free centred coordinates; at the fitted rows, or at those of `table`."""
+        return uncertainty.jacobian(self, table)
 
-    def to_json(self, level: float = 0.9) -> dict[str, Any]:
-        """Everything of the fit that is worth keeping, as plain numbers and words."""
-        intervals = self.intervals(level) if self.free_replicates is not None else {}
-        return {
-            "law": self.law.name,
-            "formula": self.law.formula,
-            "source": self.law.source,
-            "params": self.params,
-            "interval": {"level": level, "kind": "percentile bootstrap over runs", **intervals},
-            "replicates": 0 if self.free_replicates is None else len(self.free_replicates),
-            "objective": self.objective,
-            "loss": repr(self.loss),
-            "starts": self.starts,
-            "seed": self.seed,
-            "agreement": self.agreement,
-            "minima": self.minima,
-            "converged": self.converged,
-            "gradient_norm": self.gradient_norm,
-            "condition_number": identify.condition_number(self),
-            "rows": len(self.rows.table),
-            "residual_rms": self.residual_rms,
-            "residual_max": self.residual_max,
-            "at_bound": self.at_bound,
-            "unidentified": self.unidentified,
-            "warnings": self.warnings,
-            "columns": self.rows.columns,
-            "convention": self.rows.convention,
-            "excluded": self.rows.excluded,
-            "data_hash": self.rows.fingerprint,
-            "versions": {name: version(name) for name in ("numpy", "scipy", "pandas")},
-        }
+    def with_settings(self, law: Law, table: pd.DataFrame, **changed: Any) -> Fit:
+        """`law` fitted to `table` (rows of this fit, under the law's own names) as this fit was made."""
+        problem = self.problem
+        settings: dict[str, Any] = {
+            "loss": problem.loss, "starts": self.starts, "seed": self.seed, "residuals": problem.residuals,
+            "fixed": {k: v for k, v in problem.fixed.items() if k in law.names},
+            "priors": {k: v for k, v in problem.priors.items() if k in law.names},
+            "weights": "weight",
+        }  # fmt: skip
+        names = {c: c for c in table if c in {*law.columns, law.target, "C"}}
+        return fit(law, table.rename(columns={"group": "run_id"}), columns=names, **(settings | changed))
 
 
 def fit(
@@ -255,105 +200,135 @@ def fit(
     loss: Loss | None = None,
     starts: int = 256,
     seed: int = 0,
+    fixed: Mapping[str, float] | None = None,
+    priors: Mapping[str, Prior] | None = None,
+    weights: str | np.ndarray | None = None,
     columns: Mapping[str, str] | None = None,
+    residuals: Literal["log", "linear"] | None = None,
 ) -> Fit:
     """The best fit of `law` to `table` (one row per run) from `starts` random starting points.
 
-    `loss` of the log residuals is Huber(1e-3) when None; `columns` maps the law's names to the table's. The result
-    depends neither on the order of the rows nor on units. Raises ValueError as `scaling.rows.prepare` does.
+    `loss` of the residuals is Huber(1e-3) when None. `fixed` holds parameters at values in the table's units;
+    `priors` pulls them towards a mean (the law's own when None; {} for none); against a prior the rows of one run count
+    as one observation, because what a law misses along a run it misses in all its rows. `weights` (a column's name, or an array in the table's order) multiply each
+    row's loss: for measured standard errors use 1 / error^2. `columns` maps the law's names to the table's.
+    `residuals`: differences of logarithms or of values; the law's own choice when None. The result depends neither on
+    the order of the rows nor on units. Raises ValueError as `scaling.rows.prepare` does.
     """
     if starts < 1:
         raise ValueError(f"starts={starts} must be at least 1; the default is 256.")
-    loss = loss or Huber()
-    rows = prepare(law, table, columns)
-    scale = {c: float(np.exp(np.log(rows.table[c]).mean())) for c in [*law.columns, "loss"]}
-    low, high = (np.array([p.to_free(p.start[end]) for p in law.parameters]) for end in (0, 1))
-    points = low + (high - low) * np.random.default_rng(seed).random((starts, len(low)))
-    ends = _minimise(law, loss, rows.table, scale, points, np.ones((1, len(rows.table))))
+    fixed = dict(fixed or {})
+    priors = {k: v for k, v in law.priors if k not in fixed} if priors is None else dict(priors)
+    _known(law, fixed, priors)
+    kind = residuals or law.residuals
+    rows = prepare(law, table, columns, weights, free=len(law.parameters) - len(fixed), logs=kind == "log")
+    problem = problem_of(law, rows, loss or Huber(), kind, fixed)
+    screened = len(rows.table) > _SCREENED and not law.along_curves
+    points = problem.starts(starts, seed)
+    if priors:
+        first = problem.minimise(points, progress="starts")
+        at = first.theta[int(np.argmin(first.value))]
+        problem = replace(problem, priors=priors, noise=uncertainty.noise(problem, at, rows))
+    if screened:  # a sample tells good starts from bad; its distinct ends are then finished on all rows
+        ends = problem.sample(_SAMPLE, seed).minimise(points, progress="starts")
+        points = np.array([place for place, _, _ in _distinct(ends, _slack(problem, ends))])
+        share = [share for _, _, share in _distinct(ends, _slack(problem, ends))]
+    ends = problem.minimise(points, progress="starts")
     best = int(np.argmin(ends.value))
-    objective = float(ends.value[best])
-    slack = _SAME_OBJECTIVE * objective + len(rows.table) * _ROUNDING
+    slack = _slack(problem, ends)
+    agree = ends.value <= ends.value[best] + slack
+    weight = np.array(share) if screened else np.full(starts, 1 / starts)
     return Fit(
         law=law,
-        loss=loss,
         rows=rows,
-        scale=scale,
+        problem=problem,
         free=ends.theta[best],
-        params=_raw(law, ends.theta[best], scale),
-        objective=objective,
-        agreement=float(np.mean(ends.value <= objective + slack)),
-        minima=_distinct(law, ends, scale, slack),
-        gradient_norm=float(np.linalg.norm(ends.gradient[best]) / max(objective, len(rows.table) * _ROUNDING)),
+        params=_numbers(problem.raw(ends.theta[best])),
+        objective=float(ends.value[best]),
+        agreement=float(weight[agree].sum()),
+        minima=[
+            {"objective": value, "share": share, "params": _numbers(problem.raw(place))}
+            for place, value, share in _distinct(ends, slack, weight)
+        ],
+        spread=np.ptp(ends.theta[agree & ends.converged | (np.arange(len(agree)) == best)], axis=0),
+        gradient_norm=float(np.linalg.norm(ends.gradient[best]) / max(abs(ends.value[best]), _rounding(problem))),
         converged=bool(ends.converged[best]),
         starts=starts,
         seed=seed,
     )
 
 
-def _minimise(
-    law: Law, loss: Loss, table: pd.DataFrame, scale: Mapping[str, float], points: np.ndarray, weights: np.ndarray
-) -> newton.Minima:
-    """Ends of the minimisations from `points` (k, p) with `weights` (k or 1, rows) on the rows."""
-    columns, target = _centred(law, table, scale)
-    count = len(law.parameters)
-
-    def objective(theta: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        with np.errstate(all="ignore"):  # a trial step may overflow; its objective is then not finite, and refused
-            residual = jets.log(law.predict(law.natural(jets.variables(theta)), columns)) - target
-            value, slope, curvature = loss(residual.value)
-            weight = weights if len(weights) == 1 else weights[which]
-            # slope / r: the curvature of the parabola that touches the loss at r and at -r from above
-            above = weight * np.where(residual.value == 0, curvature, slope / residual.value)
-            slope, curvature = weight * slope, weight * curvature
-            first = np.zeros((len(theta), count, len(target)))
-            for i, entry in residual.grad.items():
-                first[:, i] = entry
-            gradient = np.einsum("kpr,kr->kp", first, slope)
-            hessian = (first * curvature[:, None]) @ first.transpose(0, 2, 1)
-            for (i, j), entry in residual.hess.items():
-                term = (slope * entry).sum(axis=1)
-                hessian[:, i, j] += term
-                if i != j:
-                    hessian[:, j, i] += term
-            metric = (first * above[:, None]) @ first.transpose(0, 2, 1)
-            total = (weight * value).sum(axis=1)
-        wrong = ~(np.isfinite(total) & np.isfinite(gradient).all(1) & np.isfinite(hessian).all((1, 2)))
-        total[wrong], gradient[wrong], hessian[wrong], metric[wrong] = np.inf, 0.0, 0.0, 0.0
-        return total, gradient, hessian, metric
-
-    return newton.minimise(objective, points, *law.box(), floor=len(target) * _ROUNDING)
+def problem_of(
+    law: Law, rows: Rows, loss: Loss, residuals: Literal["log", "linear"], fixed: Mapping[str, float]
+) -> Problem:
+    """The minimisation for prepared rows, in centred units."""
+    table = rows.table
+    features = law.features(table)
+    target = table[law.target].to_numpy(float)
+    scale = {
+        name: float(np.exp(np.log(np.abs(values)).mean()))
+        for name, values in {**features, law.target: target}.items()
+        if name in law.units
+    }
+    centred = {name: values / scale[name] if name in scale else values for name, values in features.items()}
+    return Problem(
+        law, loss, residuals, centred, target / scale.get(law.target, 1.0),
+        table["weight"].to_numpy(float), scale, fixed, {},
+    )  # fmt: skip
 
 
-def _centred(law: Law, table: pd.DataFrame, scale: Mapping[str, float]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The law's columns (rows,) and the log loss (rows,), both over their geometric means."""
-    columns = {name: table[name].to_numpy(float) / scale[name] for name in law.columns}
-    return columns, np.log(table["loss"].to_numpy(float) / scale["loss"])
+def _known(law: Law, fixed: Mapping[str, float], priors: Mapping[str, Prior]) -> None:
+    for option, names in (("fixed", set(fixed)), ("priors", set(priors))):
+        unknown = sorted(names - set(law.names))
+        if unknown:
+            raise ValueError(f"{option}.{unknown[0]}: {law.name} has the parameters {', '.join(law.names)}.")
+    both = sorted(set(fixed) & set(priors))
+    if both:
+        raise ValueError(f"{both[0]} is fixed and has a prior: give one of them.")
+    for parameter in law.parameters:
+        prior = priors.get(parameter.name)
+        for option, value in (("fixed", fixed.get(parameter.name)), ("priors", None if prior is None else prior.mean)):
+            if value is not None and (not np.isfinite(value) or (parameter.transform == "log" and not value > 0)):
+                wanted = "a positive number" if parameter.transform == "log" else "a finite number"
+                raise ValueError(f"{option}.{parameter.name}={value} must be {wanted}: {parameter.meaning}.")
+        if prior is not None and not prior.sd > 0:
+            raise ValueError(f"priors.{parameter.name}: its standard deviation {prior.sd} must be positive.")
+    if len(fixed) == len(law.parameters):
+        raise ValueError(f"All parameters of {law.name} are fixed: nothing is left to fit.")
 
 
-def _raw(law: Law, free: np.ndarray, scale: Mapping[str, float]) -> dict[str, float]:
-    return {name: float(value) for name, value in law.rescale(law.natural(list(free)), scale).items()}
+def _rounding(problem: Problem) -> float:
+    return len(problem.target) * problem.loss.rounding
 
 
-def _distinct(law: Law, ends: newton.Minima, scale: Mapping[str, float], slack: float) -> list[dict[str, Any]]:
-    """The distinct minima among converged ends, best first, with the share of all starts that reached each."""
-    minima: list[dict[str, Any]] = []
+def _slack(problem: Problem, ends: newton.Minima) -> float:
+    """Objectives closer than this are equal."""
+    size = max(abs(float(ends.value.min())), len(problem.target) * 1e-3 if has_scale(problem.loss) else 0.0)
+    return _SAME_OBJECTIVE * size + _rounding(problem)
+
+
+def _numbers(p: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in p.items()}
+
+
+def _distinct(
+    ends: newton.Minima, slack: float, weight: np.ndarray | None = None
+) -> list[tuple[np.ndarray, float, float]]:
+    """(place, objective, share of all starts) of the distinct minima among converged ends, best first."""
+    weight = np.full(len(ends.value), 1 / len(ends.value)) if weight is None else weight
     places: list[np.ndarray] = []
+    values: list[float] = []
+    shares: list[float] = []
     for k in np.argsort(ends.value, kind="stable"):
-        if not ends.converged[k]:
+        if not ends.converged[k] and places:
             continue
-        for minimum, place in zip(minima, places, strict=True):
-            level = abs(ends.value[k] - minimum["objective"]) <= slack + _SAME_OBJECTIVE * minimum["objective"]
+        for i, (place, value) in enumerate(zip(places, values, strict=True)):
+            level = abs(ends.value[k] - value) <= slack + _SAME_OBJECTIVE * abs(value)
             if level or np.abs(ends.theta[k] - place).max() < _SAME_MINIMUM:
-                minimum["share"] += 1 / len(ends.value)
+                shares[i] += weight[k]
                 break
         else:
-            params = _raw(law, ends.theta[k], scale)
-            minima.append({"objective": float(ends.value[k]), "share": 1 / len(ends.value), "params": params})
             places.append(ends.theta[k])
-    return minima
-
-
-def _percentiles(level: float) -> tuple[float, float]:
-    if not 0 < level < 1:
-        raise ValueError(f"interval={level} must lie between 0 and 1, as in 0.9 for 90 %.")
-    return 50 * (1 - level), 50 * (1 + level)
+            values.append(float(ends.value[k]))
+            shares.append(float(weight[k]))
+    return list(zip(places, values, shares, strict=True))

@@ -1,8 +1,9 @@
 """What a fit's data cannot tell, in words.
 
-Two looks at it. The bootstrap: a coefficient whose interval spans more than a factor of three, or an exponent whose
-interval reaches a bound or spans more than half of itself. And the geometry at the optimum: directions in which all
-predictions stay the same (tiny singular values of the Jacobian of the log predictions), which hold for any noise.
+Looks at it, from the surest: parameters at a bound; directions at the optimum in which all predictions stay the same
+(tiny singular values of the Jacobian), which hold for any noise; starts that ended equally low at different places;
+profiles that never rise; and bootstrap intervals that span more than a factor of three of a coefficient, or more than
+half of an exponent.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scaling.laws.law import Law
+from scaling.problem import Problem
+from scaling.uncertainty import profile
 
 if TYPE_CHECKING:
     from scaling.fit import Fit
 
 WIDE_FACTOR = 3.0  # of a coefficient's 90 % interval
 WIDE_EXPONENT = 0.5  # width of an exponent's 90 % interval relative to its value
+_PROFILE_POINTS = 9
+_SPREAD = 0.05  # in free coordinates, among starts that fit equally well
 _FLAT = 1e-4  # singular value relative to the largest, for columns of unit length
 
 
@@ -30,15 +34,31 @@ def unidentified(fit: Fit) -> dict[str, str]:
     words |= {
         name: f"{name} is not identified, whatever its interval: {together}" for name in flat if name not in words
     }
+    loose = [name for name, spread in zip(fit.problem.names, fit.spread, strict=True) if spread > _SPREAD]
+    words |= {
+        name: f"{name} is not identified: starts that ended at the same objective differ in {' and '.join(loose)}."
+        for name in loose
+        if name not in words
+    }
+    for name in [name for name in _names(fit) if name not in words]:
+        found = profile(fit, name, 0.9, _PROFILE_POINTS)
+        if found.flat:
+            open_ends = [
+                text for text, end in (("below", found.low), ("above", found.high)) if end in (0.0, -np.inf, np.inf)
+            ]
+            words[name] = (
+                f"{name} is not bounded {' or '.join(open_ends)}: held anywhere from {found.low:.3g} to {found.high:.3g}, "
+                "with all else refitted, it fits about as well (flat profile)."
+            )
     if fit.free_replicates is None:
         return words
     intervals = fit.intervals(0.9)
-    shares = at_bound(fit.law, fit.free_replicates).mean(axis=0)
-    for parameter, share in zip(fit.law.parameters, shares, strict=True):
+    shares = at_bound(fit.problem, fit.free_replicates).mean(axis=0)
+    for parameter, share in zip(fit.problem.free_parameters, shares, strict=True):
         name = parameter.name
-        low, high = intervals[name]
-        if name in words:
+        if name in words or name not in intervals:
             continue
+        low, high = intervals[name]
         if share > 0.05:
             words[name] = f"{name} is not identified: {share:.0%} of the bootstrap refits end at its bound."
         elif parameter.transform == "log" and high > WIDE_FACTOR * low:
@@ -48,9 +68,9 @@ def unidentified(fit: Fit) -> dict[str, str]:
     return words
 
 
-def at_bound(law: Law, free: np.ndarray) -> np.ndarray:
+def at_bound(problem: Problem, free: np.ndarray) -> np.ndarray:
     """For free centred coordinates (..., parameters): which are at a bound of the law."""
-    lower, upper = law.box()
+    lower, upper = problem.box()
     return (free <= lower + 1e-9) | (free >= upper - 1e-9)
 
 
@@ -64,7 +84,7 @@ def doubts(fit: Fit) -> list[str]:
     close = [m for m in fit.minima[1:] if m["objective"] < 1.1 * fit.objective]
     if close:
         said.append(f"{len(close)} other minima come within 10 % of the best objective: the law is not unique here.")
-    rows, parameters = len(fit.rows.table), len(fit.law.names)
+    rows, parameters = len(fit.rows.table), fit.jacobian().shape[1]
     if rows < 2 * parameters:
         said.append(f"{rows} rows for {parameters} parameters: small residuals prove little here.")
     return said
@@ -75,12 +95,16 @@ def flat_direction(fit: Fit) -> list[str]:
     jacobian = fit.jacobian()
     length = np.linalg.norm(jacobian, axis=0)
     if not (length > 0).all():
-        return [name for name, size in zip(fit.law.names, length, strict=True) if not size > 0]
+        return [name for name, size in zip(_names(fit), length, strict=True) if not size > 0]
     _, values, vectors = np.linalg.svd(jacobian / length)
     if len(values) == len(length) and values[-1] > _FLAT * values[0]:
         return []
     weight = np.abs(vectors[-1])
-    return [name for name, w in zip(fit.law.names, weight, strict=True) if w > 0.2 * weight.max()]
+    return [name for name, w in zip(_names(fit), weight, strict=True) if w > 0.2 * weight.max()]
+
+
+def _names(fit: Fit) -> list[str]:
+    return [name for name in fit.problem.names if name in fit.law.names]
 
 
 def condition_number(fit: Fit) -> float:

@@ -13,6 +13,7 @@ Values are NumPy arrays that broadcast, usually (problems, 1) for what depends o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,40 @@ def log1p(x: Any) -> Any:
         return np.log1p(x)
     inverse = 1.0 / (1.0 + x.value)
     return _chain(x, np.log1p(x.value), inverse, -inverse * inverse)
+
+
+def softplus(x: Any) -> Any:
+    """log(1 + e^x), without overflow."""
+    value = x.value if isinstance(x, Jet) else x
+    result = np.logaddexp(0.0, value)
+    if not isinstance(x, Jet):
+        return result
+    slope = np.exp(value - result)
+    return _chain(x, result, slope, slope * (1.0 - slope))
+
+
+def where(condition: Any, x: Any, y: Any) -> Any:
+    """`x` where `condition` (an array of booleans) holds, `y` elsewhere; derivatives are those of the chosen one."""
+    if not isinstance(x, Jet) and not isinstance(y, Jet):
+        return np.where(condition, x, y)
+    x, y = (z if isinstance(z, Jet) else Jet(z, {}, {}) for z in (x, y))
+
+    def chosen(left: dict, right: dict) -> dict:
+        return {k: np.where(condition, left.get(k, 0.0), right.get(k, 0.0)) for k in {**left, **right}}
+
+    return Jet(np.where(condition, x.value, y.value), chosen(x.grad, y.grad), chosen(x.hess, y.hess))
+
+
+def linear(f: Callable[[np.ndarray], np.ndarray], x: Any, shape: tuple[int, ...]) -> Any:
+    """f(x) for a linear map `f` of arrays: a sum over groups, a matrix product. Entries that are constant along an
+    axis are broadcast to `shape` (as x's value has it) before."""
+    if not isinstance(x, Jet):
+        return f(np.broadcast_to(x, shape))
+
+    def mapped(entries: dict) -> dict:
+        return {key: f(np.broadcast_to(entry, shape)) for key, entry in entries.items()}
+
+    return Jet(f(np.broadcast_to(x.value, shape)), mapped(x.grad), mapped(x.hess))
 
 
 def _chain(x: Jet, value: Value, slope: Value, curvature: Value) -> Jet:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scaling.progress import track
+
 # objective(theta (k, p), which (k,)) -> value (k,), gradient (k, p), Hessian and metric (k, p, p) of problems `which`
 Objective = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
 
@@ -47,17 +49,20 @@ def minimise(
     floor: float = 0.0,
     max_iterations: int = 400,
     chunk: int = 128,
+    progress: str = "",
 ) -> Minima:
-    """Minimise every problem from its row of `theta` (k, p) within the box `lower`, `upper` (p,).
+    """Minimise every problem from its row of `theta` (k, p) within the box `lower`, `upper`, (p,) or (k, p).
 
     A problem is converged when the decrease that its undamped Newton step promises is below `tolerance` times its
     objective plus `floor` (an objective that means nothing any more), or when rounding allows no further decrease.
-    Problems advance in chunks that fit the processor's cache.
+    Problems advance in chunks that fit the processor's cache. `progress` names the work on a terminal, if it is long.
     """
+    lower, upper = np.broadcast_to(lower, theta.shape), np.broadcast_to(upper, theta.shape)
+    chunks = [slice(at, min(at + chunk, len(theta))) for at in range(0, len(theta), chunk)]
     parts = [
-        _minimise(objective, theta[at : at + chunk], np.arange(at, min(at + chunk, len(theta))), lower, upper,
+        _minimise(objective, theta[part], np.arange(part.start, part.stop), lower[part], upper[part],
                   tolerance, floor, max_iterations)
-        for at in range(0, len(theta), chunk)
+        for part in track(chunks, progress)
     ]  # fmt: skip
     join = lambda field: np.concatenate([getattr(part, field) for part in parts])  # noqa: E731
     return Minima(join("theta"), join("value"), join("gradient"), join("converged"), max(p.iterations for p in parts))
@@ -77,19 +82,25 @@ def _minimise(
     value, gradient, hessian, metric = objective(theta, which)
     damping = np.ones(len(theta))
     converged = np.zeros(len(theta), bool)
-    active = np.arange(len(theta))
+    active = np.flatnonzero(np.isfinite(value))  # a start outside the law's domain goes nowhere
     iteration = 0
     while len(active) and iteration < max_iterations:
         iteration += 1
         step, promise = _steps(
-            theta[active], gradient[active], hessian[active], metric[active], damping[active], lower, upper
+            theta[active],
+            gradient[active],
+            hessian[active],
+            metric[active],
+            damping[active],
+            lower[active],
+            upper[active],
         )
-        done = promise <= tolerance * value[active] + floor
+        done = promise <= tolerance * np.abs(value[active]) + floor
         converged[active[done]] = True
         active, step = active[~done], step[~done]
         if not len(active):
             break
-        trial = np.clip(theta[active] + step, lower, upper)
+        trial = np.clip(theta[active] + step, lower[active], upper[active])
         new_value, new_gradient, new_hessian, new_metric = objective(trial, which[active])
         move = trial - theta[active]
         model = np.einsum("kp,kp->k", gradient[active], move)

@@ -6,7 +6,9 @@ import numpy as np
 
 from scaling import figures
 from scaling.allocate import Allocation, allocate, family
-from scaling.fit import Fit, Holdout, Huber, fit
+from scaling.choose import Holdout
+from scaling.fit import Fit, Huber, fit
+from scaling.keep import numbers as fit_numbers
 from scaling.laws import Chinchilla
 from scaling.report_page import Cell, Figure, Section, escape, figure, listing, math, paragraph, section, table
 from scaling.report_records import Records
@@ -24,7 +26,7 @@ def chinchilla(records: Records) -> Section:
         return Section([f"No Chinchilla law was fitted: {escape(str(error))}"], [])
     fitted = fitted.bootstrap(settings.bootstrap, seed=settings.seed)
     try:
-        held_out: Holdout | str = fitted.holdout(share=settings.holdout)
+        held_out: Holdout | str = fitted.holdout(fraction=settings.holdout)
     except ValueError as error:
         held_out = str(error)
     ran = fitted.rows.table
@@ -50,7 +52,7 @@ def chinchilla(records: Records) -> Section:
             "runs, and the range of their budgets.",
         ),
     ]
-    numbers = fitted.to_json() | {
+    numbers = fit_numbers(fitted) | {
         "allocation": {"convention": listed.convention, "rows": listed.table.to_dict("records")},
         "holdout": held_out if isinstance(held_out, str) else held_out.to_json(),
     }
@@ -119,7 +121,7 @@ def _law_blocks(fitted: Fit) -> list[str]:
     only = "the only minimum found" if len(fitted.minima) == 1 else f"the best of {len(fitted.minima)} minima found"
     agreement = (
         f"{fitted.agreement:.0%} of {fitted.starts} random starts end at the same optimum, {only}. Objective "
-        f"{fitted.objective:.4g}: the sum over {len(fitted.rows.table)} runs of {fitted.loss!r} on log residuals. "
+        f"{fitted.objective:.4g}: the sum over {len(fitted.rows.table)} runs of {fitted.problem.loss!r} on log residuals. "
         "Intervals are percentiles of bootstrap refits over runs; they hold the noise of "
         "these runs, not the error of the law's form. Source: " + fitted.law.source + "."
     )

@@ -8,7 +8,7 @@ column that does not vary); runs that did not complete are left out and counted;
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,9 +30,10 @@ _SHARED_LINE = 0.999  # |correlation| of two log columns above which a family of
 class Rows:
     """The rows of one fit.
 
-    `table` has the law's columns, `loss`, `C` (training FLOPs, when the table has or implies them), `group` (rows of
-    one run share it; the bootstrap draws groups), the index of the caller's table, in a canonical order that does not
-    depend on the caller's. `convention` says in words how N and C are counted, `excluded` counts by status.
+    `table` has the law's columns and target, `C` (training FLOPs, when the table has or implies them), `weight`,
+    `group` (rows of one run share it; the bootstrap draws groups), the index of the caller's table, in a canonical
+    order that does not depend on the caller's. `convention` says in words how N and C are counted, `excluded` counts
+    rows that were left out by status.
     """
 
     table: pd.DataFrame
@@ -44,38 +45,58 @@ class Rows:
     @property
     def fingerprint(self) -> str:
         """16 hex digits that change with the fitted numbers and with nothing else."""
-        numbers = self.table.drop(columns="group").to_numpy(float)
-        return hashlib.sha256(np.ascontiguousarray(numbers).tobytes()).hexdigest()[:16]
+        hashed = hashlib.sha256()
+        for name in self.table.drop(columns="group"):
+            hashed.update(self.table[name].astype(str).str.cat(sep=",").encode())
+        return hashed.hexdigest()[:16]
 
 
-def prepare(law: Law, table: pd.DataFrame, columns: Mapping[str, str] | None = None) -> Rows:
+def prepare(
+    law: Law,
+    table: pd.DataFrame,
+    columns: Mapping[str, str] | None = None,
+    weights: str | np.ndarray | None = None,
+    free: int | None = None,
+    logs: bool = True,
+) -> Rows:
     """The rows of `table` that `law` can be fitted to. Raises ValueError with the fix where there are none.
 
     `columns` maps the law's names to the table's, as {"N": "params"}. Without it a column is found under its own
-    name, and the loss is `eval_loss` where there is one.
+    name, and the loss is `eval_loss` where there is one. `weights`: see `scaling.fit.fit`. `free`: how many parameters
+    are fitted, all when None. `logs`: whether the target's logarithm is needed.
     """
+    table = table.assign(weight=_weights(table, weights))
     names = _column_names(law, table, columns or {})
     table, excluded = _completed(table)
-    _one_kind(table, names["loss"])
-    used = pd.DataFrame({ours: _numbers(table, ours, theirs) for ours, theirs in names.items()}, index=table.index)
+    _one_kind(table, names.get("loss", ""))
+    domains = {column.name: column.domain for column in law.inputs} | {law.target: "positive" if logs else "any"}
+    used = pd.DataFrame(
+        {ours: _values(table, ours, theirs, domains.get(ours, "positive")) for ours, theirs in names.items()},
+        index=table.index,
+    )
+    law.check(used)
     convention = _convention(table, used, names)
     if "C" not in used and {"N", "D"} <= set(used):
         used["C"] = 6.0 * used["N"] * used["D"]
     used["group"] = table["run_id"].astype(str) if "run_id" in table else np.arange(len(table)).astype(str)
-    _enough(law, used, excluded)
+    used["weight"] = table["weight"]
+    _enough(law, used, excluded, len(law.names) if free is None else free)
     notes = [*_excluded_notes(excluded), *_notes(law, table, used)]
-    order = np.lexsort(used[[c for c in used if c != "group"]].to_numpy(float).T[::-1])
+    if law.along_curves:
+        order = np.lexsort((used["step"], used["group"]))
+    else:
+        order = np.lexsort([used[c] for c in used if c != "group"][::-1])
     return Rows(used.iloc[order], names, convention, excluded, tuple(notes))
 
 
 def _column_names(law: Law, table: pd.DataFrame, columns: Mapping[str, str]) -> dict[str, str]:
-    wanted = [*law.columns, "loss", "C"]
+    wanted = list(dict.fromkeys([*law.columns, law.target, "C"]))
     unknown = set(columns) - set(wanted)
     if unknown:
         raise ValueError(f"columns.{min(unknown)}: {law.name} reads {', '.join(wanted)} only.")
-    default = {"loss": "eval_loss"} if "eval_loss" in table else {}
+    default = {"loss": "eval_loss"} if "eval_loss" in table and not law.along_curves else {}
     names = {ours: columns.get(ours, default.get(ours, ours)) for ours in wanted}
-    if "C" not in columns and "C" not in table:
+    if "C" not in columns and "C" not in table and "C" not in law.columns:
         del names["C"]  # only held-out fits and allocation ask for it
     for ours, theirs in names.items():
         if theirs not in table:
@@ -84,6 +105,19 @@ def _column_names(law: Law, table: pd.DataFrame, columns: Mapping[str, str]) -> 
                 f"Name it: columns.{ours}=<column>."
             )
     return names
+
+
+def _weights(table: pd.DataFrame, weights: str | np.ndarray | None) -> np.ndarray:
+    if weights is None:
+        return np.ones(len(table))
+    if isinstance(weights, str):
+        if weights not in table:
+            raise ValueError(f"weights={weights}: the table has no such column; it has {', '.join(map(str, table))}.")
+        weights = pd.to_numeric(table[weights], errors="coerce").to_numpy(float)
+    weights = np.asarray(weights, float)
+    if weights.shape != (len(table),) or not (np.isfinite(weights) & (weights >= 0)).all() or not weights.any():
+        raise ValueError("weights must be one finite number per row, not negative and not all zero (1 / error^2).")
+    return weights / weights.mean()
 
 
 def _completed(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
@@ -108,14 +142,27 @@ def _one_kind(table: pd.DataFrame, loss: str) -> None:
             )
 
 
-def _numbers(table: pd.DataFrame, ours: str, theirs: str) -> pd.Series:
-    values = pd.to_numeric(table[theirs], errors="coerce").astype(float)
-    bad = ~(np.isfinite(values) & (values > 0))
+_WANTED: dict[str, tuple[Callable[[pd.Series], pd.Series], str]] = {
+    "positive": (lambda x: np.isfinite(x) & (x > 0), "a positive number"),
+    "nonnegative": (lambda x: np.isfinite(x) & (x >= 0), "zero or a positive number"),
+    "fraction": (lambda x: np.isfinite(x) & (x >= 0) & (x <= 1), "a number from 0 to 1"),
+    "any": (lambda x: np.isfinite(x), "a finite number"),
+    "label": (lambda x: x.notna(), "given"),
+}
+
+
+def _values(table: pd.DataFrame, ours: str, theirs: str, domain: str) -> pd.Series:
+    good, wanted = _WANTED[domain]
+    if domain == "label":
+        values = table[theirs].where(table[theirs].isna(), table[theirs].astype(str))
+    else:
+        values = pd.to_numeric(table[theirs], errors="coerce").astype(float)
+    bad = ~good(values)
     if bad.any():
         first = table.index[bad.to_numpy()][0]
         run = f" (run {table.loc[first, 'run_id']})" if "run_id" in table else ""
         raise ValueError(
-            f"{ours} (column {theirs}) must be a positive number in every row; {int(bad.sum())} of {len(values)} are "
+            f"{ours} (column {theirs}) must be {wanted} in every row; {int(bad.sum())} of {len(values)} are "
             f"not, the first is row {first}{run}: {table.loc[first, theirs]!r}. Remove those rows or map {ours} to "
             "another column."
         )
@@ -125,6 +172,7 @@ def _numbers(table: pd.DataFrame, ours: str, theirs: str) -> pd.Series:
 def _convention(table: pd.DataFrame, used: pd.DataFrame, names: Mapping[str, str]) -> dict[str, str]:
     records = "flops_per_token" in table and "N_total" in table
     size = "parameters without embedding and output head" if records else f"as counted by column {names.get('N', 'N')}"
+    target = next(reversed([name for name in names if name != "C"]))
     if "C" not in names:
         flops = "6 N D"
     elif records:
@@ -133,23 +181,23 @@ def _convention(table: pd.DataFrame, used: pd.DataFrame, names: Mapping[str, str
         flops = "6 N D"
     else:
         flops = f"as counted by column {names['C']}"
-    return {"N": size, "D": "training tokens", "C": flops, "loss": names["loss"]}
+    said = {"N": size, "D": "training tokens", "C": flops, target: names[target]}
+    return {name: words for name, words in said.items() if name in used or (name == "C" and {"N", "D"} <= set(used))}
 
 
-def _enough(law: Law, used: pd.DataFrame, excluded: Mapping[str, int]) -> None:
-    parameters = len(law.names)
+def _enough(law: Law, used: pd.DataFrame, excluded: Mapping[str, int], parameters: int) -> None:
     settings = len(used[list(law.columns)].drop_duplicates())
     left_out = f" ({sum(excluded.values())} more did not complete)" if excluded else ""
     if settings < parameters:
         raise ValueError(
-            f"{law.name} has {parameters} parameters ({', '.join(law.names)}) and the table has {len(used)} rows at "
-            f"{settings} distinct settings of {', '.join(law.columns)}{left_out}: at least {parameters} settings are "
+            f"{law.name} has {parameters} parameters to fit (of {', '.join(law.names)}) and the table has "
+            f"{len(used)} rows at {settings} distinct settings of {', '.join(law.columns)}{left_out}: at least {parameters} settings are "
             "needed, and twice as many for intervals that mean something. Train more points, or fit a smaller law."
         )
-    for column, parameter_names in law.columns.items():
-        if used[column].max() <= used[column].min() * (1 + 1e-9):
+    for column, about in law.columns.items():
+        if about.tells and used[column].nunique() == 1:
             raise ValueError(
-                f"Column {column} is {used[column].iloc[0]:g} in all {len(used)} rows: {' and '.join(parameter_names)} "
+                f"Column {column} is {_shown(used[column].iloc[0])} in all {len(used)} rows: {' and '.join(about.tells)} "
                 f"of {law.name} cannot be told from the rest. Add runs at another {column}, or fit a law without it."
             )
 
@@ -172,7 +220,7 @@ def _notes(law: Law, table: pd.DataFrame, used: pd.DataFrame) -> list[str]:
             reasons = ", ".join(sorted(table["stop_reason"][early].unique()))
             notes.append(f"{int(early.sum())} runs stopped early ({reasons}): their learning rate had not come down.")
     known = [pd.to_numeric(table[c], errors="coerce").astype(float) for c in _UNIQUE_TOKENS if c in table]
-    if known and "D" in used:
+    if known and "D" in used and "U" not in law.columns:
         unique = pd.concat(known, axis=1).bfill(axis=1).iloc[:, 0].fillna(np.inf)
         repeated = used["D"] > unique
         if repeated.any():
@@ -181,16 +229,22 @@ def _notes(law: Law, table: pd.DataFrame, used: pd.DataFrame) -> list[str]:
                 f"{int(repeated.sum())} runs saw their data more than once (up to {most:.1f} times): {law.name} takes "
                 "every token as new, so it understates what their tokens would have been worth fresh."
             )
-    logs = np.log(used[list(law.columns)].to_numpy())
-    for i, left in enumerate(law.columns):
-        for j, right in list(enumerate(law.columns))[i + 1 :]:
-            if abs(np.corrcoef(logs[:, i], logs[:, j])[0, 1]) > _SHARED_LINE:
+    sizes = [column.name for column in law.inputs if column.domain == "positive"]
+    logs = np.log(used[sizes].to_numpy(float))
+    for i, left in enumerate(sizes):
+        for j, right in list(enumerate(sizes))[i + 1 :]:
+            varying = np.ptp(logs[:, [i, j]], axis=0).min() > 0
+            if varying and abs(np.corrcoef(logs[:, i], logs[:, j])[0, 1]) > _SHARED_LINE:
                 notes.append(
                     f"{left} and {right} rise together in all runs: what one does is barely told from what the other "
                     f"does. Add runs with other ratios of {right} to {left}."
                 )
-    for column in law.columns:
+    for column, about in law.columns.items():
         values = used[column].nunique()
-        if values < 3:
+        if len(about.tells) > 1 and values < 3:
             notes.append(f"{column} takes {values} values only: an offset, a coefficient and an exponent need three.")
     return notes
+
+
+def _shown(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
+from dataclasses import dataclass
 from typing import Any
 
-from scaling.laws.law import Law, Parameter
-
-_COEFFICIENT = {"transform": "log", "bounds": (1e-8, 1e4), "start": (1e-3, 3.0)}
-_EXPONENT = {"transform": "identity", "bounds": (0.0, 5.0), "start": (0.02, 2.0)}
+from scaling.laws.law import Column, Law, Reference
+from scaling.laws.terms import coefficient, exponent, floor
 
 
+@dataclass(frozen=True)
 class Chinchilla(Law):
     """L(N, D) = E + A / N^alpha + B / D^beta, for training data that is not repeated.
 
@@ -23,13 +22,29 @@ class Chinchilla(Law):
     name = "Chinchilla"
     formula = "L(N, D) = E + A / N^alpha + B / D^beta"
     source = "Hoffmann et al. 2022, arXiv:2203.15556, equation 2"
-    columns = MappingProxyType({"N": ("A", "alpha"), "D": ("B", "beta")})
+    inputs = (
+        Column("N", "parameters", ("A", "alpha")),
+        Column("D", "training tokens", ("B", "beta")),
+    )
     parameters = (
-        Parameter("E", "log", (1e-6, 1e2), (1e-2, 1.0), "loss of an infinite model on infinite data"),
-        Parameter("A", meaning="size of the term in model size", **_COEFFICIENT),  # type: ignore[arg-type]
-        Parameter("alpha", meaning="exponent of model size", **_EXPONENT),  # type: ignore[arg-type]
-        Parameter("B", meaning="size of the term in data", **_COEFFICIENT),  # type: ignore[arg-type]
-        Parameter("beta", meaning="exponent of data", **_EXPONENT),  # type: ignore[arg-type]
+        floor("E"),
+        coefficient("A", "size of the term in model size", {"loss": 1, "N": "alpha"}),
+        exponent("alpha", "exponent of model size"),
+        coefficient("B", "size of the term in data", {"loss": 1, "D": "beta"}),
+        exponent("beta", "exponent of data"),
+    )
+    linear = ("E", "A", "B")
+    references = (
+        Reference(
+            {"E": 1.6934, "A": 406.4, "alpha": 0.3392, "B": 410.7, "beta": 0.2849},
+            "Hoffmann et al. 2022, constants as in the paper's TeX",
+            "secondary",
+        ),
+        Reference(
+            {"E": 1.8172, "A": 482.01, "alpha": 0.3478, "B": 2085.43, "beta": 0.3658},
+            "Besiroglu et al. 2024, arXiv:2404.10102, refit of the points of Hoffmann et al., Figure 4",
+            "secondary",
+        ),
     )
 
     def predict(self, p: Mapping[str, Any], columns: Mapping[str, Any]) -> Any:
@@ -39,17 +54,6 @@ class Chinchilla(Law):
     def written(self, p: Mapping[str, float]) -> str:
         """The formula with its numbers."""
         return f"L = {p['E']:.4g} + {p['A']:.4g} / N^{p['alpha']:.3g} + {p['B']:.4g} / D^{p['beta']:.3g}"
-
-    def rescale(self, p: Mapping[str, Any], scale: Mapping[str, float]) -> dict[str, Any]:
-        """Raw parameters from those fitted to N / scale["N"], D / scale["D"] and loss / scale["loss"]."""
-        loss = scale["loss"]
-        return {
-            "E": p["E"] * loss,
-            "A": p["A"] * loss * scale["N"] ** p["alpha"],
-            "alpha": p["alpha"],
-            "B": p["B"] * loss * scale["D"] ** p["beta"],
-            "beta": p["beta"],
-        }
 
     def compute_optimal(self, p: Mapping[str, Any], flops: Any) -> tuple[Any, Any]:
         """(N, D) of least loss under flops = 6 N D, in closed form (Hoffmann et al. 2022, equation 4)."""

@@ -13,6 +13,7 @@ from scipy.optimize import minimize
 from data.records import load_runs
 from scaling import jets
 from scaling.fit import Huber, fit
+from scaling.keep import numbers
 from scaling.laws import Chinchilla
 
 PUBLISHED = Path(__file__).parents[3] / "shared" / "published" / "kyo_takano_chinchilla" / "df.csv"
@@ -121,12 +122,12 @@ def test_rows_of_one_run_are_drawn_together():
 
 def test_held_out_runs_are_the_largest_and_are_predicted_from_the_others():
     table = points(noise=0.0)
-    held = fit(LAW, table, starts=16).holdout(share=0.2)
+    held = fit(LAW, table, starts=16).holdout(fraction=0.2)
     c = 6 * table["N"] * table["D"]
     assert len(held.table) >= 5 and held.above < c[held.table.index].min()
     assert held.worst < 1e-6
     table.loc[c.idxmax(), "loss"] *= 1.1
-    held = fit(LAW, table, starts=16).holdout(share=0.04)
+    held = fit(LAW, table, starts=16).holdout(fraction=0.04)
     assert held.table["error"].tolist() == pytest.approx([1 / 1.1 - 1], abs=1e-6)
 
 
@@ -205,7 +206,7 @@ def test_records_bring_their_own_convention(runs_folder):
 
 def test_a_fit_survives_json():
     found = fit(LAW, points(noise=0.01), starts=8).bootstrap(20)
-    back = json.loads(json.dumps(found.to_json()))
+    back = json.loads(json.dumps(numbers(found)))
     assert back["params"] == found.params and back["interval"]["E"] == list(found.intervals()["E"])
     assert back["versions"]["numpy"] == np.__version__ and len(back["data_hash"]) == 16
 

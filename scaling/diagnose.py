@@ -1,0 +1,131 @@
+"""What the rows say about a fit: outliers and their leverage, patterns in the residuals, and how much the answer
+depends on choices (the width of the loss, the smallest runs)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from scaling.losses import Huber, LeastSquares, has_scale
+
+if TYPE_CHECKING:
+    from scaling.fit import Fit
+
+_OUTLIER = 4.0  # robust standard deviations
+_LEVERAGE = 3.0  # times the mean leverage p / n
+_PATTERN = 0.01  # p-value of a rank correlation or of curvature along an axis
+_MOVED = 2.0  # standard errors by which a choice may move a parameter unnoticed
+_SMALLEST = 0.2  # share of rows with the least compute (or first column) that are dropped
+
+
+def rows(fit: Fit) -> pd.DataFrame:
+    """One row per fitted row, under the caller's index: `residual`, `z` (in robust standard deviations), `leverage`
+    (how much the row pulls its own prediction, 0 to 1) and `influence` (largest change of a parameter, in its standard
+    errors, if the row were left out; one Newton step)."""
+    first, r = fit.jacobian(), fit.residuals.to_numpy()
+    center = np.median(r)
+    spread = 1.4826 * np.median(np.abs(r - center)) or r.std() or 1.0
+    inverse = np.linalg.pinv(first.T @ first, rcond=1e-12, hermitian=True)
+    leverage = np.einsum("rp,pq,rq->r", first, inverse, first)
+    errors = np.sqrt(np.maximum(np.diag(inverse), 0)) * spread
+    moves = (first @ inverse) * (r / np.maximum(1 - leverage, 1e-6))[:, None]
+    influence = np.abs(moves / np.where(errors > 0, errors, np.inf)).max(axis=1)
+    table = {"residual": r, "z": (r - center) / spread, "leverage": leverage, "influence": influence}
+    return pd.DataFrame(table, index=fit.rows.table.index)
+
+
+def outliers(fit: Fit) -> pd.DataFrame:
+    """The rows of `rows` that lie more than four robust standard deviations off, worst first."""
+    table = rows(fit)
+    return table[table["z"].abs() > _OUTLIER].sort_values("z", key=np.abs, ascending=False)
+
+
+def patterns(fit: Fit) -> dict[str, dict[str, float]]:
+    """For each numeric column: p-values of a slope (Spearman's rank correlation of the residuals with it) and of a
+    bend (with its distance from the middle of the ranks). Small ones mean the law's form misses something there."""
+    r = fit.residuals.to_numpy()
+    found = {}
+    for column in fit.law.inputs:
+        values = fit.rows.table[column.name]
+        if column.domain == "label" or values.nunique() < 4 or np.ptp(r) == 0:
+            continue
+        rank = stats.rankdata(values)
+        found[column.name] = {
+            "slope_p": float(stats.spearmanr(rank, r).pvalue),
+            "bend_p": float(stats.spearmanr(np.abs(rank - rank.mean()), r).pvalue),
+        }
+    return found
+
+
+def sensitivity(fit: Fit) -> dict[str, dict[str, float]]:
+    """Parameters under other choices: a loss ten times wider and ten times narrower (Huber), least squares, and
+    without the smallest fifth of the rows; each refitted from this optimum."""
+    problem = fit.problem
+    others: dict[str, Any] = {}
+    loss = problem.loss
+    if isinstance(loss, Huber):
+        for factor in (10.0, 0.1):
+            others[f"Huber width {loss.width * factor:g}"] = replace(
+                problem, loss=replace(loss, width=loss.width * factor)
+            )
+    if not isinstance(loss, LeastSquares) and not has_scale(loss):
+        others["least squares"] = replace(problem, loss=LeastSquares())
+    found = {name: other.raw(other.minimise(fit.free[None]).theta[0]) for name, other in others.items()}
+    by = "C" if "C" in fit.rows.table else next((c.name for c in fit.law.inputs if c.domain == "positive"), None)
+    if by is not None:
+        size = fit.rows.table[by]
+        kept = (size > size.quantile(_SMALLEST)).to_numpy().astype(float)
+        if kept.sum() > fit.jacobian().shape[1]:
+            ends = problem.minimise(fit.free[None], weights=kept[None])
+            found[f"without the smallest fifth by {by}"] = problem.raw(ends.theta[0])
+    return {name: {k: float(v) for k, v in p.items()} for name, p in found.items()}
+
+
+def numbers(fit: Fit) -> dict[str, Any]:
+    """Outliers, patterns and sensitivity as plain numbers."""
+    found = outliers(fit)
+    return {
+        "outliers": [{"row": str(index), **{k: float(v) for k, v in row.items()}} for index, row in found.iterrows()],
+        "patterns": patterns(fit),
+        "sensitivity": sensitivity(fit),
+    }
+
+
+def warnings(fit: Fit) -> list[str]:
+    """The findings that deserve a sentence."""
+    if fit.residual_max < 1e-9:  # an exact law: its residuals are rounding
+        return []
+    said = []
+    table = rows(fit)
+    far = table[table["z"].abs() > _OUTLIER].sort_values("z", key=np.abs, ascending=False)
+    if len(far):
+        worst = far.iloc[0]
+        heavy = far["leverage"] > _LEVERAGE * table["leverage"].mean()
+        said.append(
+            f"{len(far)} of {len(table)} rows lie more than {_OUTLIER:g} robust standard deviations off; the worst is "
+            f"row {far.index[0]} ({worst['residual']:+.2%}, leverage {worst['leverage']:.2f})"
+            + (f"; {int(heavy.sum())} of them have high leverage: look at those runs first." if heavy.any() else ".")
+        )
+    for column, p in patterns(fit).items():
+        for kind, words in (("slope_p", "drift"), ("bend_p", "bend")):
+            if p[kind] < _PATTERN:
+                said.append(
+                    f"Residuals {words} along {column} (p = {p[kind]:.1g}): the law's form misses something there."
+                )
+    errors = fit.standard_errors
+    for name, params in sensitivity(fit).items():
+        moved = {}
+        for parameter in fit.problem.free_parameters:
+            if parameter.name in errors and errors[parameter.name] > 0:
+                before, after = (parameter.to_free(p[parameter.name]) for p in (fit.params, params))
+                moved[parameter.name] = abs(after - before) / errors[parameter.name]
+        large = [f"{k} from {fit.params[k]:.4g} to {params[k]:.4g}" for k, v in moved.items() if v > _MOVED]
+        if large:
+            said.append(
+                f"With other choices ({name}) the law moves by more than {_MOVED:g} standard errors: {', '.join(large)}."
+            )
+    return said

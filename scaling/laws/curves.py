@@ -1,0 +1,181 @@
+"""Loss curves under a learning-rate schedule: the multi-power law and the annealing (momentum) law.
+
+    rows (run_id, step, lr, loss) --features--> S1, and for every row the past changes of the rate --> loss
+
+Both laws read the whole schedule up to a row. The rate of a row is that of the step that follows it and holds
+until the next row, so rows should be dense where it changes; before the first row it rose linearly from 0 over
+`warmup_steps`. They are fitted on few
+curves and asked about other schedules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from scaling import jets
+from scaling.laws.law import Column, Law, Parameter, Prior
+from scaling.laws.terms import coefficient, exponent, floor
+
+_WARMUP_PARTS = 16  # changes that stand for the warm-up
+
+
+@dataclass(frozen=True)
+class History:
+    """The past of the rows of all curves. `area` (rows,): S1, the sum of the rate over all steps so far. For pairs of a
+    row and a change of the rate before it, in the order of rows: `change` of the rate, `rate` after it, `gap` in area
+    and `age` in steps since; `first` (rows,): where a row's pairs begin."""
+
+    area: np.ndarray
+    first: np.ndarray
+    change: np.ndarray
+    rate: np.ndarray
+    gap: np.ndarray
+    age: np.ndarray
+
+
+def history(run: np.ndarray, step: np.ndarray, lr: np.ndarray, warmup_steps: float) -> History:
+    """The past of every row, for rows (rows,) in any order; steps of one `run` are one curve."""
+    order = np.lexsort((step, run))
+    areas, counts = np.zeros(len(step)), np.zeros(len(step), int)
+    parts: dict[int, tuple[np.ndarray, ...]] = {}
+    for rows in np.split(order, np.flatnonzero(run[order][1:] != run[order][:-1]) + 1):
+        if (np.diff(step[rows]) <= 0).any():
+            raise ValueError(f"Curve {run[rows[0]]}: a step appears twice. Rows of one run_id are one curve.")
+        ramp = (np.arange(_WARMUP_PARTS) + 0.5) / _WARMUP_PARTS if warmup_steps else np.zeros(0)
+        # The rate of a node holds until the next node; before the first row of a curve it rose, or was the first row's.
+        nodes = np.concatenate([np.arange(len(ramp)) / _WARMUP_PARTS * warmup_steps, [warmup_steps], step[rows]])
+        rates = np.concatenate([ramp * lr[rows[0]], lr[rows[:1]], lr[rows]])
+        area = np.concatenate([[0.0], np.cumsum(np.diff(nodes) * rates[:-1])])
+        change = np.diff(rates, prepend=0.0 if warmup_steps else rates[0])
+        moved = np.flatnonzero(change)
+        offset = len(nodes) - len(rows)
+        areas[rows] = area[offset:]
+        for k, row in enumerate(rows):
+            past = moved[: int(np.searchsorted(moved, offset + k))]  # what changes at a row acts after it
+            empty = np.zeros(0 if len(past) else 1)  # every row has a pair, also one without a past
+            parts[row] = (
+                np.concatenate([change[past], empty]),
+                np.concatenate([rates[past], empty + 1.0]),
+                np.concatenate([areas[row] - area[past], empty]),
+                np.concatenate([step[row] - nodes[past], empty]),
+            )
+            counts[row] = len(parts[row][0])
+    joined = [np.concatenate([parts[row][i] for row in range(len(step))]) for i in range(4)]
+    return History(areas, np.concatenate([[0], np.cumsum(counts)[:-1]]), *joined)
+
+
+@dataclass(frozen=True)
+class MultiPower(Law):
+    """L(t) = L0 + A S1^-alpha + B sum_k (lr_k - lr_{k-1}) [1 - (1 + C lr_k^-gamma (S1(t) - S1(k)))^-beta].
+
+    S1 is the sum of the rate over all steps, warm-up included; the sum runs over all changes of the rate so far, those
+    of the warm-up too. The rate's unit enters B, C and A: rates compare between runs of one setting only.
+    Source: Luo et al. 2025 (arXiv:2503.12811).
+    """
+
+    warmup_steps: int = 0
+    """Steps over which the rate rose linearly from 0 to that of a curve's first row, which lies at this step or later."""
+
+    name = "Multi-power law"
+    formula = "L(t) = L0 + A S1^-alpha + B sum_k (lr_k - lr_{k-1}) (1 - (1 + C lr_k^-gamma (S1(t) - S1(k)))^-beta)"
+    source = "Luo et al. 2025, arXiv:2503.12811"
+    inputs = (
+        Column("run_id", "which curve a row belongs to", domain="label"),
+        Column("step", "optimizer steps taken, warm-up included"),
+        Column("lr", "learning rate at that step", domain="nonnegative"),
+    )
+    parameters = (
+        floor("L0", meaning="loss of endless training"),
+        coefficient("A", "size of the term in the sum of the rate", {"loss": 1, "S1": "alpha"}),
+        exponent("alpha", "exponent of the sum of the rate", start=(0.1, 1.5)),
+        Parameter(
+            "B",
+            "log",
+            (1e-2, 1e6),
+            (10.0, 3e3),
+            "loss gained per unit of rate that is given up, in the end",
+            {"loss": 1},
+        ),
+        Parameter("C", "log", (1e-6, 1e6), (1e-2, 1e2), "how fast that gain arrives"),
+        exponent("beta", "exponent of its arrival", start=(0.1, 1.5)),
+        exponent("gamma", "how much sooner it arrives at small rates", (-2.0, 5.0), (0.0, 1.0)),
+    )
+    linear = ("L0", "A", "B")
+    # The simplest law of this family: the gain arrives with the area alone, and as 1/x. At its training optimum the law
+    # follows what it misses in its few curves into exponents that predict other schedules worse.
+    priors = (("gamma", Prior(0.0, 0.5)), ("beta", Prior(1.0, 0.5)))
+    along_curves = True
+
+    def features(self, table: Mapping[str, Any]) -> dict[str, Any]:
+        past = _history(self, table)
+        return {"S1": past.area, "first": past.first, "change": past.change, "rate": past.rate, "gap": past.gap}
+
+    def predict(self, p: Mapping[str, Any], columns: Mapping[str, Any]) -> Any:
+        """The loss of every row."""
+        ready = 1.0 - (1.0 + p["C"] * columns["rate"] ** -p["gamma"] * columns["gap"]) ** -p["beta"]
+        return p["L0"] + p["A"] * columns["S1"] ** -p["alpha"] + p["B"] * _summed(columns, ready * columns["change"])
+
+
+@dataclass(frozen=True)
+class Annealing(Law):
+    """L(t) = L0 + A S1^-alpha - C S2, with S2 the sum of m_i, m_i = lambda m_{i-1} + (lr_{i-1} - lr_i), after the warm-up.
+
+    Also called the momentum law: a drop of the rate is a force whose effect builds up over 1 / (1 - lambda) steps.
+    Known defect: S2 grows for as long as the rate stays low, so steps at a rate of zero still lower the loss. Source:
+    Tissue et al. 2024 (arXiv:2408.11029).
+    """
+
+    warmup_steps: int = 0
+    """Steps over which the rate rose linearly from 0 to that of a curve's first row, which lies at this step or later."""
+    forgetting: float = 0.999
+    """lambda, per step."""
+
+    name = "Annealing law"
+    formula = "L(t) = L0 + A S1^-alpha - C S2"
+    source = "Tissue et al. 2024, arXiv:2408.11029; lambda from its official code"
+    inputs = MultiPower.inputs
+    parameters = (
+        *MultiPower.parameters[:3],
+        coefficient("C", "loss gained per unit of annealing area", {"loss": 1}, start=(1e-3, 1e1)),
+    )
+    linear = ("L0", "A", "C")
+    along_curves = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.forgetting < 1:
+            raise ValueError(f"forgetting={self.forgetting} must lie in [0, 1): lambda per step, as 0.999.")
+
+    def features(self, table: Mapping[str, Any]) -> dict[str, Any]:
+        past = _history(self, table)
+        steps = np.asarray(table["step"], float)
+        after = past.age < np.repeat(steps, np.diff(past.first, append=len(past.age))) - self.warmup_steps
+        reached = (1.0 - self.forgetting ** (past.age + 1.0)) / (1.0 - self.forgetting)
+        return {"S1": past.area, "S2": np.add.reduceat(-past.change * after * reached, past.first)}
+
+    def predict(self, p: Mapping[str, Any], columns: Mapping[str, Any]) -> Any:
+        """The loss of every row."""
+        return p["L0"] + p["A"] * columns["S1"] ** -p["alpha"] - p["C"] * columns["S2"]
+
+
+def _summed(columns: Mapping[str, Any], pairs: Any) -> Any:
+    """Sums over the past of every row."""
+    value = pairs.value if isinstance(pairs, jets.Jet) else pairs
+    shape = np.broadcast_shapes(np.shape(value), columns["change"].shape)
+    return jets.linear(lambda x: np.add.reduceat(x, columns["first"], axis=-1), pairs, shape)
+
+
+def _history(law: MultiPower | Annealing, table: Mapping[str, Any]) -> History:
+    missing = [name for name in law.columns if name not in table]
+    if missing:
+        raise ValueError(f"{law.name} reads whole curves: the table has no column {missing[0]!r}.")
+    run, step, lr = (np.asarray(table[name]) for name in ("run_id", "step", "lr"))
+    if (step.astype(float) < law.warmup_steps).any():
+        raise ValueError(
+            f"warmup_steps={law.warmup_steps}: a row lies at step {step.min():g}, before the end of the warm-up. Leave "
+            "such rows out, or use a smaller warmup_steps with rows that cover the warm-up."
+        )
+    return history(run.astype(str), step.astype(float), lr.astype(float), law.warmup_steps)

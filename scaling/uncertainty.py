@@ -1,0 +1,370 @@
+"""How far a fit's numbers may be from the truth: bootstrap, covariance (delta method) and profiles.
+
+All three hold the noise of the rows, not the error of the law's form. With psi the slope of the loss, J the Jacobian
+of the residuals and k the curvature of the loss averaged over the noise, an M-estimate has the covariance
+A^-1 B A^-1, A = J'kJ, B = sum over runs of (J'psi)(J'psi)' (Huber and Ronchetti, Robust Statistics, 2nd ed.,
+chapter 7.6; White 1980), which asks neither equal noise nor independent rows of one run. The curvature of Huber's loss
+is 0 or 1, so k is smoothed with a kernel over the residuals.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from scaling import jets
+from scaling.losses import has_scale
+from scaling.problem import Problem
+from scaling.rows import Rows
+
+if TYPE_CHECKING:
+    from scaling.fit import Fit
+
+_NODES = np.linspace(-6.0, 6.0, 481)
+_DENSITY = np.exp(-0.5 * _NODES**2) / np.exp(-0.5 * _NODES**2).sum()
+_DRAWS = 4000
+_PROFILE_POINTS = 41
+_PROFILE_REACH = 8.0  # standard errors that a profile looks to either side before it goes to the bounds
+
+
+@dataclass(frozen=True)
+class Profile:
+    """`table`: value of the parameter (table's units) and objective, refitted at each. `low`, `high`: the interval,
+    infinite where the objective never rises enough. `threshold`: the objective at the interval's ends."""
+
+    name: str
+    level: float
+    low: float
+    high: float
+    threshold: float
+    table: pd.DataFrame
+    positive: bool
+
+    @property
+    def flat(self) -> bool:
+        """Whether an end of the interval is open (0 below, for a positive parameter)."""
+        return not (np.isfinite(self.low) and np.isfinite(self.high)) or (self.low == 0.0 and self.positive)
+
+
+# --- bootstrap ---------------------------------------------------------------------------------------------------
+
+
+def bootstrap(fit: Fit, n: int, seed: int, kind: Literal["pairs", "residual", "cluster"] | None) -> dict[str, Any]:
+    """The fields of a Fit that `n` refits fill."""
+    if n < 2:
+        raise ValueError(
+            f"bootstrap={n} must be at least 2; 1000 gives 90 % intervals that hardly change with the seed."
+        )
+    codes = _runs(fit)
+    runs = int(codes.max()) + 1
+    kind = kind or ("pairs" if runs == len(codes) else "cluster")
+    rng = np.random.default_rng(seed)
+    weights = target = None
+    if kind == "residual":
+        target = _resampled_targets(fit, n, rng)
+    elif kind in ("pairs", "cluster"):
+        member, count = (codes, runs) if kind == "cluster" else (np.arange(len(codes)), len(codes))
+        if count < 2:
+            raise ValueError("A cluster bootstrap needs several runs; this fit has one. Use kind=residual.")
+        weights = rng.multinomial(count, np.full(count, 1 / count), size=n)[:, member].astype(float)
+    else:
+        raise ValueError(f"bootstrap kind {kind!r}: one of pairs, residual, cluster.")
+    points = np.repeat(fit.free[None], n, axis=0)
+    ends = fit.problem.minimise(points, weights, target, progress="bootstrap")
+    return {"free_replicates": ends.theta, "bootstrap_kind": kind}
+
+
+def _resampled_targets(fit: Fit, n: int, rng: np.random.Generator) -> np.ndarray:
+    """(n, rows) targets: predictions plus residuals drawn anew."""
+    problem = fit.problem
+    residual = _residuals(fit)
+    drawn = _noise_draws(fit, rng, (n, len(residual))) / np.sqrt(np.maximum(problem.weights, 1e-12))
+    if problem.residuals == "log":
+        return problem.target * np.exp(residual) * np.exp(-drawn)
+    return problem.target + (residual - drawn) * problem.typical
+
+
+def _noise_draws(fit: Fit, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Residuals of unit weight drawn with replacement, centred, inflated by sqrt(n / (n - p)) for the parameters that
+    were fitted (Davison and Hinkley 1997, chapter 6.2), and smoothed by a kernel: fits by nearly absolute losses pass
+    through some of their rows, and those residuals of zero are no noise."""
+    weights = fit.problem.weights
+    residual = (_residuals(fit) * np.sqrt(weights))[weights > 0]
+    rows, p = len(residual), len(law_free(fit))
+    inflated = (residual - residual.mean()) * np.sqrt(rows / max(rows - p, 1))
+    return inflated[rng.integers(rows, size=shape)] + _kernel_width(inflated) * rng.standard_normal(shape)
+
+
+def _kernel_width(r: np.ndarray) -> float:
+    """Silverman's rule: 1.06 sd n^(-1/5), with a robust standard deviation."""
+    spread = float(min(r.std(), np.subtract(*np.percentile(r, (75, 25))) / 1.349) or r.std())
+    return 1.06 * max(spread, 1e-300) * len(r) ** -0.2
+
+
+def _runs(fit: Fit) -> np.ndarray:
+    """(rows,) numbers of the runs, in the canonical order of their rows, whatever their names."""
+    _, first, member = np.unique(fit.rows.table["group"].to_numpy(), return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[member]
+
+
+# --- covariance --------------------------------------------------------------------------------------------------
+
+
+def covariance(fit: Fit) -> np.ndarray:
+    """(p, p) of the free coordinates, by the sandwich over runs."""
+    bread, meat = _bread(fit.problem, fit.free), _meat(fit)
+    inverse = np.linalg.pinv(bread, rcond=1e-14, hermitian=True)
+    return inverse @ meat @ inverse
+
+
+def standard_errors(fit: Fit) -> dict[str, float]:
+    """Of the free parameters; relative for those that are fitted as logarithms. In the table's units."""
+    raw = _raw_coordinates(fit)
+    errors = np.sqrt(np.maximum(np.diag(raw @ covariance(fit) @ raw.T), 0.0))
+    return dict(zip(law_free(fit), map(float, errors), strict=True))
+
+
+def noise(problem: Problem, theta: np.ndarray, fitted: Rows) -> float:
+    """Objective over minus log likelihood: mean psi^2 over mean curvature, n / (n - p) for the fitted parameters, times
+    the rows per run, because rows of one run are one observation (a design effect with full correlation)."""
+    per_run = len(fitted.table) / fitted.table["group"].nunique()
+    if has_scale(problem.loss):
+        return per_run
+    r = np.asarray(problem.residual(theta[None]).value)[0]
+    rows, p = len(r), len(theta)
+    if rows <= p:
+        raise ValueError(
+            f"{rows} rows for {p} free parameters say nothing about the noise that priors are weighed against: "
+            "use loss=StudentT(), fix parameters, or add rows."
+        )
+    psi = problem.loss(r)[1]
+    return float(np.mean(psi**2) / max(_curvature(problem, r).mean(), 1e-300) * rows / (rows - p) * per_run)
+
+
+def _curvature(problem: Problem, r: np.ndarray) -> np.ndarray:
+    """(rows,): E loss''(r + noise) with the noise of a kernel, by Stein's identity from the loss's slopes."""
+    width = _kernel_width(r)
+    slopes = problem.loss(r[:, None] + width * _NODES)[1]
+    return slopes * _NODES @ _DENSITY / width
+
+
+def _bread(problem: Problem, theta: np.ndarray) -> np.ndarray:
+    """(p, p): the curvature of the objective, averaged over the noise."""
+    if has_scale(problem.loss):
+        return problem.objective(theta[None], np.zeros(1, int))[2][0]
+    residual = problem.residual(theta[None])
+    first = _dense(residual.grad, len(theta), len(problem.target))
+    bread = (first * problem.weights * _curvature(problem, np.asarray(residual.value)[0])) @ first.T
+    for name, prior in problem.priors.items():
+        bread += problem.penalty(theta[None], name, prior)[2][0]
+    return bread
+
+
+def _meat(fit: Fit) -> np.ndarray:
+    """(p, p): the scores' outer products, summed over runs. Residuals are divided by 1 - leverage, as if each row were
+    predicted without itself (HC3; MacKinnon and White 1985)."""
+    problem, codes = fit.problem, _runs(fit)
+    residual = problem.residual(fit.free[None])
+    first, value = _dense(residual.grad, len(fit.free), len(codes)), np.asarray(residual.value)[0]
+    if has_scale(problem.loss):
+        scale = np.exp(fit.free[-1])
+        psi = problem.loss(value / scale)[1]
+        score = first * (psi / scale)
+        score[-1] = 1.0 - psi * value / scale
+    else:
+        score = first * problem.loss(value)[1]
+    weighted = first * np.sqrt(problem.weights)
+    inverse = np.linalg.pinv(weighted @ weighted.T, rcond=1e-12, hermitian=True)
+    leverage = np.einsum("pr,pq,qr->r", weighted, inverse, weighted)
+    score = score * problem.weights / np.maximum(1.0 - leverage, 0.1)
+    runs = int(codes.max()) + 1
+    summed = np.stack([np.bincount(codes, row, runs) for row in score])
+    return (summed @ summed.T) * (runs / max(runs - 1, 1))
+
+
+def _dense(grad: dict[int, Any], p: int, rows: int) -> np.ndarray:
+    first = np.zeros((p, rows))
+    for i, entry in grad.items():
+        first[i] = np.broadcast_to(entry, (1, rows))[0]
+    return first
+
+
+def _raw_coordinates(fit: Fit) -> np.ndarray:
+    """(law's free parameters, p): derivatives of raw parameters (logarithms of positive ones) in theta."""
+    problem = fit.problem
+    raw = fit.law.rescale(problem.centred(jets.variables(fit.free[None])), problem.scale)
+    rows = []
+    for parameter in problem.free_parameters:
+        if parameter.name in raw:
+            value = jets.log(raw[parameter.name]) if parameter.transform == "log" else raw[parameter.name]
+            rows.append(_dense(value.grad, len(fit.free), 1)[:, 0])
+    return np.stack(rows)
+
+
+# --- intervals ---------------------------------------------------------------------------------------------------
+
+
+def intervals(fit: Fit, level: float, method: Literal["bootstrap", "delta"]) -> dict[str, tuple[float, float]]:
+    """Of the law's free parameters, in the table's units."""
+    if method == "bootstrap":
+        drawn = fit.replicates
+        ends = {name: np.percentile(drawn[name], percentiles(level)) for name in law_free(fit)}
+    else:
+        errors, half = standard_errors(fit), quantile(fit, level)
+        ends = {}
+        for parameter in fit.problem.free_parameters:
+            name = parameter.name
+            if name in errors:
+                middle = parameter.to_free(fit.params[name])
+                ends[name] = parameter.to_natural(middle + half * errors[name] * np.array([-1.0, 1.0]))
+    return {name: (float(low), float(high)) for name, (low, high) in ends.items()}
+
+
+def prediction_interval(
+    fit: Fit, columns: dict[str, Any], level: float, of: Literal["law", "run"], method: Literal["bootstrap", "delta"]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ends (rows,) of the interval for the law, or for one more run, at `columns` (features in the table's units)."""
+    logs = fit.problem.residuals == "log"
+    middle = np.atleast_1d(np.asarray(fit.law.predict(fit.params, columns), float))
+    middle = np.log(middle) if logs else middle
+    rng = np.random.default_rng(0)
+    if method == "delta":
+        first = _law_gradient(fit, columns)
+        error = np.sqrt(np.maximum(np.einsum("pr,pq,qr->r", first, covariance(fit), first), 0.0))
+        if of == "law":
+            half = quantile(fit, level) * error
+            low, high = middle - half, middle + half
+            return (np.exp(low), np.exp(high)) if logs else (low, high)
+        draws = middle + error * stats.t.rvs(_freedom(fit), size=(_DRAWS, 1), random_state=rng)
+    else:
+        draws = np.asarray(fit.law.predict({k: v[:, None] for k, v in fit.replicates.items()}, columns))
+        draws = np.log(draws) if logs else draws
+        if of == "run":  # each replicate with several noises, so that few replicates do not make the tails coarse
+            draws = np.repeat(draws, max(1, -(-_DRAWS // len(draws))), axis=0)
+    if of == "run":
+        unit = 1.0 if logs else fit.problem.typical * fit.problem.scale.get(fit.law.target, 1.0)
+        draws = draws - unit * _noise_draws(fit, rng, draws.shape)
+    low, high = np.percentile(draws, percentiles(level), axis=0)
+    return (np.exp(low), np.exp(high)) if logs else (low, high)
+
+
+def profile(fit: Fit, name: str, level: float, points: int = _PROFILE_POINTS) -> Profile:
+    """See `Fit.profile`. The objective's rise is measured in the covariance's units, so that the interval is
+    valid for robust losses and dependent rows: 2 rise * (A^-1)_ii / V_ii < F(level; 1, n - p)."""
+    law = fit.law
+    if name not in law_free(fit):
+        raise ValueError(f"profile({name!r}): the free parameters are {', '.join(law_free(fit))}.")
+    problem = replace(fit.problem, uncentred=frozenset({name}))
+    at = problem.names.index(name)
+    start = problem.free(fit.params)
+    if has_scale(problem.loss):
+        start = np.append(start, fit.free[-1])
+    shifted = replace(fit, problem=problem, free=start)
+    inverse = np.linalg.pinv(_bread(problem, start), rcond=1e-14, hermitian=True)
+    spread = covariance(shifted)
+    error = float(np.sqrt(spread[at, at]))
+    lower, upper = problem.box()
+    parameter = next(p for p in law.parameters if p.name == name)
+    unit = max(error, 1e-12 * max(abs(start[at]), 1.0))
+    reach = min(_PROFILE_REACH * unit, 40.0 if parameter.transform == "log" else np.inf)
+    offsets = np.linspace(-1.0, 1.0, points)
+    values = np.unique(np.clip(start[at] + reach * np.sign(offsets) * np.abs(offsets) ** 1.5, lower[at], upper[at]))
+    # Far out, to the bounds of the parameter (or a factor e^20): a profile that is still flat there is open.
+    far = [max(lower[at], start[at] - 20.0 - reach), min(upper[at], start[at] + 20.0 + reach)]
+    few = points // 5 + 1
+    values = np.unique(
+        np.concatenate([values, np.linspace(far[0], values[0], few), np.linspace(values[-1], far[1], few)])
+    )
+    tangent = inverse[:, at] / inverse[at, at] if inverse[at, at] > 0 else np.zeros(len(start))
+    ahead = start + np.clip(values - start[at], -reach, reach)[:, None] * tangent
+    ahead[:, at] = values
+    low_box, high_box = np.repeat(lower[None], len(values), 0), np.repeat(upper[None], len(values), 0)
+    low_box[:, at] = high_box[:, at] = values
+    ends = problem.minimise(ahead, box=(low_box, high_box))
+    again = np.repeat(start[None], len(values), 0)  # a second try from the optimum itself
+    again[:, at] = values
+    other = problem.minimise(again, box=(low_box, high_box))
+    objective = np.minimum(ends.value, other.value)
+    factor = inverse[at, at] / spread[at, at] if spread[at, at] > 0 else np.inf
+    rise = 2 * np.maximum(objective - fit.objective, 0.0) * factor
+    limit = float(stats.f.ppf(level, 1, _freedom(fit)))
+    low, high = _crossings(values, np.sqrt(rise), start[at], np.sqrt(limit))
+    table = pd.DataFrame({name: parameter.to_natural(values), "objective": objective})
+    ends_of = [float(parameter.to_natural(x)) if np.isfinite(x) else float(x) for x in (low, high)]
+    if parameter.transform == "log" and not np.isfinite(low):
+        ends_of[0] = 0.0
+    threshold = fit.objective + (limit / (2 * factor) if factor > 0 else np.inf)
+    return Profile(name, level, ends_of[0], ends_of[1], float(threshold), table, parameter.transform == "log")
+
+
+def _crossings(values: np.ndarray, root: np.ndarray, middle: float, limit: float) -> tuple[float, float]:
+    """Where the signed root of the rise, nearly straight, first exceeds the limit to either side; infinite if never."""
+    found = []
+    for side in (-1.0, 1.0):
+        order = np.argsort(side * values)
+        x, y = values[order], root[order]
+        ahead = side * (x - middle) > 0
+        x, y = np.append(middle, x[ahead]), np.append(0.0, y[ahead])
+        over = np.flatnonzero(~(y < limit))
+        if not len(over):
+            found.append(side * np.inf)
+            continue
+        k = over[0]
+        span = y[k] - y[k - 1]
+        found.append(float(x[k - 1] + (x[k] - x[k - 1]) * ((limit - y[k - 1]) / span if np.isfinite(span) else 0.5)))
+    return found[0], found[1]
+
+
+def jacobian(fit: Fit, table: pd.DataFrame | None) -> np.ndarray:
+    """See `Fit.jacobian`."""
+    columns = fit.law.features(fit.rows.table if table is None else table)
+    return _law_gradient(fit, columns)[: len(law_free(fit))].T
+
+
+def _law_gradient(fit: Fit, columns: dict[str, Any]) -> np.ndarray:
+    """(p, rows): of the (log) prediction at raw `columns` in theta."""
+    problem = fit.problem
+    raw = fit.law.rescale(problem.centred(jets.variables(fit.free[None])), problem.scale)
+    prediction = fit.law.predict(raw, columns)
+    prediction = jets.log(prediction) if problem.residuals == "log" else prediction
+    return _dense(prediction.grad, len(fit.free), np.size(prediction.value))
+
+
+def _residuals(fit: Fit) -> np.ndarray:
+    return np.asarray(fit.problem.residual(fit.free[None]).value)[0]
+
+
+def row_variance(fit: Fit) -> float:
+    """Variance of one row of unit weight as it enters estimates: mean psi^2 over the squared mean curvature of the loss,
+    n / (n - p). For least squares the residual variance."""
+    r = _residuals(fit)
+    scale = float(np.exp(fit.free[-1])) if has_scale(fit.problem.loss) else 1.0
+    psi, curvature = fit.problem.loss(r / scale)[1] / scale, _curvature(fit.problem, r / scale).mean() / scale**2
+    return float(np.mean(psi**2) / max(curvature, 1e-300) ** 2 * len(r) / max(len(r) - len(law_free(fit)), 1))
+
+
+def law_free(fit: Fit) -> list[str]:
+    """Names of the law's parameters that were fitted."""
+    return [name for name in fit.problem.names if name in fit.law.names]
+
+
+def _freedom(fit: Fit) -> int:
+    runs = int(_runs(fit).max()) + 1
+    return max(min(len(fit.rows.table) - len(law_free(fit)), runs - 1), 1)
+
+
+def quantile(fit: Fit, level: float) -> float:
+    """Standard errors to either side that enclose `level`, by Student's t with the fit's degrees of freedom."""
+    percentiles(level)
+    return float(stats.t.ppf(0.5 + level / 2, _freedom(fit)))
+
+
+def percentiles(level: float) -> tuple[float, float]:
+    """The two percentiles that enclose `level`."""
+    if not 0 < level < 1:
+        raise ValueError(f"interval={level} must lie between 0 and 1, as in 0.9 for 90 %.")
+    return 50 * (1 - level), 50 * (1 + level)
