@@ -106,7 +106,8 @@ def compare(fit: Fit, other: Fit, by: str | None) -> pd.DataFrame:
     law nests in the larger, and the held-out error by expanding window.
 
     The log likelihood is the fit's own for Student's t. For other losses it is minus the objective in units of the
-    noise of the larger law's residuals, which makes these the robust criteria of Ronchetti (1985). Raises ValueError where the two were fitted to other rows or with another loss.
+    noise of the larger law's residuals, which makes these the robust criteria of Ronchetti (1985). Raises ValueError
+    where the two were fitted to other rows or with another loss.
     """
     if fit.rows.table[fit.law.target].tolist() != other.rows.table[other.law.target].tolist():
         raise ValueError("The two fits are of different rows: fit both laws to one table.")

@@ -35,9 +35,10 @@ def fit_command(cfg: DictConfig) -> None:
     law, loss = keep.law_from(_plain(cfg, "law")), keep.loss_from(_plain(cfg, "loss"))
     table = filtered((load_curves if law.along_curves else load_runs)(source), cfg.filter)
     columns = {ours: theirs for ours, theirs in cfg.columns.items() if theirs is not None}
+    held = {"fixed": _numbers(cfg, "fixed"), "priors": _priors(cfg, law)}
     fitted = fit(
-        law, table, loss, cfg.starts, cfg.seed, _numbers(cfg, "fixed"), _priors(cfg, law), cfg.weights, columns, cfg.residuals
-    )  # fmt: skip
+        law, table, loss, cfg.starts, cfg.seed, weights=cfg.weights, columns=columns, residuals=cfg.residuals, **held
+    )
     if cfg.bootstrap:
         fitted = fitted.bootstrap(cfg.bootstrap, cfg.seed, cfg.resample)
     held_out: Holdout | str | None = None
@@ -114,8 +115,10 @@ def allocate_command(cfg: DictConfig) -> None:
     )
     share = f"{cfg.level:.0%}"
     drawn = "N_low" in found.table
-    shown = Table("FLOPs C", "best N", *([share] if drawn else []), "best D", *([share] if drawn else []), "D / N", "loss",
-                  *([share] if drawn else []), "")  # fmt: skip
+    between_ends = [share] if drawn else []
+    shown = Table(
+        "FLOPs C", "best N", *between_ends, "best D", *between_ends, "D / N", fitted.law.target, *between_ends, ""
+    )
     for _, row in found.table.iterrows():
         cells = [flops(row["C"])]
         for name, write in (
@@ -321,7 +324,7 @@ def _digits(value: float) -> str:
 
 
 def open_keys(command: str, arguments: Sequence[str]) -> list[str]:
-    """The arguments with `++` before keys that a command's configuration cannot list: names of columns and parameters."""
+    """The arguments with `++` before keys that a configuration cannot list: names of columns and parameters."""
     wanted = {"fit": r"(columns|fixed|priors)\.", "predict": r""}.get(command)
     if wanted is None:
         return list(arguments)

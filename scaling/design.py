@@ -88,12 +88,13 @@ def _ratios(fit: Fit) -> tuple[float, float]:
 
 
 def uniform_flops(fit: Fit, state: _State, sizes: pd.DataFrame, runs: int, value: float) -> float:
-    """FLOPs of the uniform grid of about `runs` runs that leaves a mean log variance of `value`: as many sizes as ratios
-    of tokens to parameters, evenly spaced in logarithms, from the smallest size upwards. Infinite beyond a factor 1e4."""
+    """FLOPs of the uniform grid of about `runs` runs that leaves a mean log variance of `value`: as many sizes as
+    ratios of tokens to parameters, evenly spaced in logarithms, from the smallest size upwards; infinite where none up
+    to 1e4 times that size does."""
     low, high = _ratios(fit)
     ordered = sizes.sort_values("N")
     n, cost = np.log(ordered["N"].to_numpy(float)), np.log(ordered["flops_per_token"].to_numpy(float))
-    side = max(2, round(runs**0.5))
+    side = max(3, round(runs**0.5))
 
     def grid(top: float) -> pd.DataFrame:
         size, ratio = (x.ravel() for x in np.meshgrid(np.linspace(n[0], top, side), np.geomspace(low, high, side)))

@@ -125,7 +125,6 @@ def warnings(fit: Fit) -> list[str]:
                 moved[parameter.name] = abs(after - before) / errors[parameter.name]
         large = [f"{k} from {fit.params[k]:.4g} to {params[k]:.4g}" for k, v in moved.items() if v > _MOVED]
         if large:
-            said.append(
-                f"With other choices ({name}) the law moves by more than {_MOVED:g} standard errors: {', '.join(large)}."
-            )
+            moves = ", ".join(large)
+            said.append(f"With other choices ({name}) the law moves by more than {_MOVED:g} standard errors: {moves}.")
     return said

@@ -38,9 +38,9 @@ class Fit:
 
     `params`: natural parameters in the table's units, fixed ones included. `objective`: the summed robust loss.
     `agreement`: the share of starts that ended at this objective. `minima`: every distinct minimum that a start
-    reached (objective, share of starts, params), best first. `spread` (p,): how far the ends that agree lie apart in free
-    coordinates. `gradient_norm`: of the objective in free centred coordinates, divided by the objective. `free`, `free_replicates`: the optimum (p,) and the bootstrap replicates
-    (n, p; None before `bootstrap`) in the problem's free centred coordinates.
+    reached (objective, share of starts, params), best first. `spread` (p,): how far the ends that agree lie apart.
+    `gradient_norm`: of the objective, divided by the objective. `free`, `free_replicates`: the optimum (p,) and the
+    bootstrap replicates (n, p; None before `bootstrap`). All of these in the problem's free centred coordinates.
     """
 
     law: Law
@@ -210,10 +210,11 @@ def fit(
 
     `loss` of the residuals is Huber(1e-3) when None. `fixed` holds parameters at values in the table's units;
     `priors` pulls them towards a mean (the law's own when None; {} for none); against a prior the rows of one run count
-    as one observation, because what a law misses along a run it misses in all its rows. `weights` (a column's name, or an array in the table's order) multiply each
-    row's loss: for measured standard errors use 1 / error^2. `columns` maps the law's names to the table's.
-    `residuals`: differences of logarithms or of values; the law's own choice when None. The result depends neither on
-    the order of the rows nor on units. Raises ValueError as `scaling.rows.prepare` does.
+    as one observation, because what a law misses along a run it misses in all its rows. `weights` (a column's name, or
+    an array in the table's order) multiply each row's loss: for measured standard errors use 1 / error^2. `columns`
+    maps the law's names to the table's. `residuals`: differences of logarithms or of values; the law's own choice when
+    None. The result depends neither on the order of the rows nor on units. Raises ValueError as
+    `scaling.rows.prepare` does.
     """
     if starts < 1:
         raise ValueError(f"starts={starts} must be at least 1; the default is 256.")
@@ -221,7 +222,7 @@ def fit(
     priors = {k: v for k, v in law.priors if k not in fixed} if priors is None else dict(priors)
     _known(law, fixed, priors)
     kind = residuals or law.residuals
-    rows = prepare(law, table, columns, weights, free=len(law.parameters) - len(fixed), logs=kind == "log")
+    rows = prepare(law, table, columns, weights, set(fixed), logs=kind == "log")
     problem = problem_of(law, rows, loss or Huber(), kind, fixed)
     screened = len(rows.table) > _SCREENED and not law.along_curves
     points = problem.starts(starts, seed)

@@ -43,12 +43,12 @@ def unidentified(fit: Fit) -> dict[str, str]:
     for name in [name for name in _names(fit) if name not in words]:
         found = profile(fit, name, 0.9, _PROFILE_POINTS)
         if found.flat:
-            open_ends = [
-                text for text, end in (("below", found.low), ("above", found.high)) if end in (0.0, -np.inf, np.inf)
-            ]
+            ends = {"below": found.low, "above": found.high}
+            open_ends = [text for text, end in ends.items() if end in (0.0, -np.inf, np.inf)]
+            lies = f"from {found.low:.3g} to {found.high:.3g}"
             words[name] = (
-                f"{name} is not bounded {' or '.join(open_ends)}: held anywhere from {found.low:.3g} to {found.high:.3g}, "
-                "with all else refitted, it fits about as well (flat profile)."
+                f"{name} is not bounded {' or '.join(open_ends)}: held anywhere {lies}, with all else refitted, it "
+                "fits about as well (flat profile)."
             )
     if fit.free_replicates is None:
         return words

@@ -121,8 +121,8 @@ def _law_blocks(fitted: Fit) -> list[str]:
     only = "the only minimum found" if len(fitted.minima) == 1 else f"the best of {len(fitted.minima)} minima found"
     agreement = (
         f"{fitted.agreement:.0%} of {fitted.starts} random starts end at the same optimum, {only}. Objective "
-        f"{fitted.objective:.4g}: the sum over {len(fitted.rows.table)} runs of {fitted.problem.loss!r} on log residuals. "
-        "Intervals are percentiles of bootstrap refits over runs; they hold the noise of "
+        f"{fitted.objective:.4g}: the sum over {len(fitted.rows.table)} runs of {fitted.problem.loss!r} on log "
+        "residuals. Intervals are percentiles of bootstrap refits over runs; they hold the noise of "
         "these runs, not the error of the law's form. Source: " + fitted.law.source + "."
     )
     said = fitted.warnings

@@ -8,22 +8,24 @@ column that does not vary); runs that did not complete are left out and counted;
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from scaling import suspect
 from scaling.laws.law import Law
 
-_FINGERPRINTS = {"tokenizer_fingerprint": "tokenizers", "heldout_fingerprint": "held-out sets"}
-_UNIQUE_TOKENS = (
-    "tokens_before_repeat",
-    "unique_tokens",
-    "train_tokens_available",
-    "train_tokens",
-)  # the first that a row has counts
-_SHARED_LINE = 0.999  # |correlation| of two log columns above which a family of runs has one axis only
+_KINDS = {
+    "tokenizer_fingerprint": "tokenizers",
+    "heldout_fingerprint": "held-out sets",
+    "N_convention": "ways of counting N",
+}
+_OTHER_FIX = "Fit one group at a time (filter), or compare columns.loss=eval_bits_per_byte on the same text."
+_FIX = {
+    "N_convention": "Count N in one way in all rows; records of Fulcrum count it without embedding and output head.",
+}
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,14 @@ def prepare(
     table: pd.DataFrame,
     columns: Mapping[str, str] | None = None,
     weights: str | np.ndarray | None = None,
-    free: int | None = None,
+    fixed: Set[str] = frozenset(),
     logs: bool = True,
 ) -> Rows:
     """The rows of `table` that `law` can be fitted to. Raises ValueError with the fix where there are none.
 
     `columns` maps the law's names to the table's, as {"N": "params"}. Without it a column is found under its own
-    name, and the loss is `eval_loss` where there is one. `weights`: see `scaling.fit.fit`. `free`: how many parameters
-    are fitted, all when None. `logs`: whether the target's logarithm is needed.
+    name, and the loss is `eval_loss` where there is one. `weights`: see `scaling.fit.fit`. `fixed`: names of
+    parameters that are not fitted. `logs`: whether the target's logarithm is needed.
     """
     table = table.assign(weight=_weights(table, weights))
     names = _column_names(law, table, columns or {})
@@ -80,8 +82,8 @@ def prepare(
         used["C"] = 6.0 * used["N"] * used["D"]
     used["group"] = table["run_id"].astype(str) if "run_id" in table else np.arange(len(table)).astype(str)
     used["weight"] = table["weight"]
-    _enough(law, used, excluded, len(law.names) if free is None else free)
-    notes = [*_excluded_notes(excluded), *_notes(law, table, used)]
+    _enough(law, used, excluded, fixed)
+    notes = [*_excluded_notes(excluded), *suspect.notes(law, table, used, "C" in names)]
     if law.along_curves:
         order = np.lexsort((used["step"], used["group"]))
     else:
@@ -129,7 +131,7 @@ def _completed(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
 
 
 def _one_kind(table: pd.DataFrame, loss: str) -> None:
-    for column, what in _FINGERPRINTS.items():
+    for column, what in _KINDS.items():
         # Bits per byte compare across tokenizers: that is what they are for.
         if column not in table or (column == "tokenizer_fingerprint" and "bits_per_byte" in loss):
             continue
@@ -137,8 +139,8 @@ def _one_kind(table: pd.DataFrame, loss: str) -> None:
         if len(groups) > 1:
             listed = ", ".join(f"{name} ({count} runs)" for name, count in groups.items())
             raise ValueError(
-                f"The runs used {len(groups)} different {what}, whose losses do not compare: {column} is {listed}. "
-                "Fit one group at a time (filter), or compare columns.loss=eval_bits_per_byte on the same text."
+                f"The runs used {len(groups)} different {what}, which do not compare: {column} is {listed}. "
+                f"{_FIX.get(column, _OTHER_FIX)}"
             )
 
 
@@ -185,20 +187,23 @@ def _convention(table: pd.DataFrame, used: pd.DataFrame, names: Mapping[str, str
     return {name: words for name, words in said.items() if name in used or (name == "C" and {"N", "D"} <= set(used))}
 
 
-def _enough(law: Law, used: pd.DataFrame, excluded: Mapping[str, int], parameters: int) -> None:
+def _enough(law: Law, used: pd.DataFrame, excluded: Mapping[str, int], fixed: Set[str]) -> None:
+    parameters = len(law.names) - len(fixed)
     settings = len(used[list(law.columns)].drop_duplicates())
     left_out = f" ({sum(excluded.values())} more did not complete)" if excluded else ""
     if settings < parameters:
         raise ValueError(
             f"{law.name} has {parameters} parameters to fit (of {', '.join(law.names)}) and the table has "
-            f"{len(used)} rows at {settings} distinct settings of {', '.join(law.columns)}{left_out}: at least {parameters} settings are "
-            "needed, and twice as many for intervals that mean something. Train more points, or fit a smaller law."
+            f"{len(used)} rows at {settings} distinct settings of {', '.join(law.columns)}{left_out}: at least "
+            f"{parameters} settings are needed, and twice as many for intervals that mean something. Train more points, or "
+            "fit a smaller law."
         )
     for column, about in law.columns.items():
-        if about.tells and used[column].nunique() == 1:
+        lost = [name for name in about.tells if name not in fixed]
+        if lost and used[column].nunique() == 1:
             raise ValueError(
-                f"Column {column} is {_shown(used[column].iloc[0])} in all {len(used)} rows: {' and '.join(about.tells)} "
-                f"of {law.name} cannot be told from the rest. Add runs at another {column}, or fit a law without it."
+                f"Column {column} is {_shown(used[column].iloc[0])} in all {len(used)} rows: {' and '.join(lost)} of "
+                f" {law.name} cannot be told from the rest. Add runs at another {column}, or fit a law without it."
             )
 
 
@@ -207,43 +212,6 @@ def _excluded_notes(excluded: Mapping[str, int]) -> list[str]:
         return []
     listed = ", ".join(f"{count} {status}" for status, count in excluded.items())
     return [f"{sum(excluded.values())} runs that did not complete are left out: {listed}."]
-
-
-def _notes(law: Law, table: pd.DataFrame, used: pd.DataFrame) -> list[str]:
-    notes = []
-    copies = int(used.duplicated([c for c in used if c != "group" or "run_id" in table]).sum())
-    if copies:
-        notes.append(f"{copies} rows are exact copies of others: they count twice unless you remove them.")
-    if "stop_reason" in table:
-        early = table["stop_reason"].fillna("budget").ne("budget")
-        if early.any():
-            reasons = ", ".join(sorted(table["stop_reason"][early].unique()))
-            notes.append(f"{int(early.sum())} runs stopped early ({reasons}): their learning rate had not come down.")
-    known = [pd.to_numeric(table[c], errors="coerce").astype(float) for c in _UNIQUE_TOKENS if c in table]
-    if known and "D" in used and "U" not in law.columns:
-        unique = pd.concat(known, axis=1).bfill(axis=1).iloc[:, 0].fillna(np.inf)
-        repeated = used["D"] > unique
-        if repeated.any():
-            most = (used["D"] / unique)[repeated].max()
-            notes.append(
-                f"{int(repeated.sum())} runs saw their data more than once (up to {most:.1f} times): {law.name} takes "
-                "every token as new, so it understates what their tokens would have been worth fresh."
-            )
-    sizes = [column.name for column in law.inputs if column.domain == "positive"]
-    logs = np.log(used[sizes].to_numpy(float))
-    for i, left in enumerate(sizes):
-        for j, right in list(enumerate(sizes))[i + 1 :]:
-            varying = np.ptp(logs[:, [i, j]], axis=0).min() > 0
-            if varying and abs(np.corrcoef(logs[:, i], logs[:, j])[0, 1]) > _SHARED_LINE:
-                notes.append(
-                    f"{left} and {right} rise together in all runs: what one does is barely told from what the other "
-                    f"does. Add runs with other ratios of {right} to {left}."
-                )
-    for column, about in law.columns.items():
-        values = used[column].nunique()
-        if len(about.tells) > 1 and values < 3:
-            notes.append(f"{column} takes {values} values only: an offset, a coefficient and an exponent need three.")
-    return notes
 
 
 def _shown(value: object) -> str:

@@ -339,8 +339,8 @@ def _residuals(fit: Fit) -> np.ndarray:
 
 
 def row_variance(fit: Fit) -> float:
-    """Variance of one row of unit weight as it enters estimates: mean psi^2 over the squared mean curvature of the loss,
-    n / (n - p). For least squares the residual variance."""
+    """Variance of one row of unit weight as it enters estimates: mean psi^2 over the squared mean curvature of the
+    loss, times n / (n - p). For least squares the residual variance."""
     r = _residuals(fit)
     scale = float(np.exp(fit.free[-1])) if has_scale(fit.problem.loss) else 1.0
     psi, curvature = fit.problem.loss(r / scale)[1] / scale, _curvature(fit.problem, r / scale).mean() / scale**2

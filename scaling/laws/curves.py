@@ -78,7 +78,7 @@ class MultiPower(Law):
     """
 
     warmup_steps: int = 0
-    """Steps over which the rate rose linearly from 0 to that of a curve's first row, which lies at this step or later."""
+    """Steps over which the rate rose linearly from 0 to that of a curve's first row, which is not earlier."""
 
     name = "Multi-power law"
     formula = "L(t) = L0 + A S1^-alpha + B sum_k (lr_k - lr_{k-1}) (1 - (1 + C lr_k^-gamma (S1(t) - S1(k)))^-beta)"
@@ -122,7 +122,7 @@ class MultiPower(Law):
 
 @dataclass(frozen=True)
 class Annealing(Law):
-    """L(t) = L0 + A S1^-alpha - C S2, with S2 the sum of m_i, m_i = lambda m_{i-1} + (lr_{i-1} - lr_i), after the warm-up.
+    """L(t) = L0 + A S1^-alpha - C S2, with S2 the sum of m_i, m_i = lambda m_{i-1} + (lr_{i-1} - lr_i), after warm-up.
 
     Also called the momentum law: a drop of the rate is a force whose effect builds up over 1 / (1 - lambda) steps.
     Known defect: S2 grows for as long as the rate stays low, so steps at a rate of zero still lower the loss. Source:
@@ -130,7 +130,7 @@ class Annealing(Law):
     """
 
     warmup_steps: int = 0
-    """Steps over which the rate rose linearly from 0 to that of a curve's first row, which lies at this step or later."""
+    """Steps over which the rate rose linearly from 0 to that of a curve's first row, which is not earlier."""
     forgetting: float = 0.999
     """lambda, per step."""
 

@@ -4,7 +4,8 @@ import pytest
 from hydra import compose, initialize_config_module
 
 from data.records import load_runs
-from scaling.commands import fit_command, report_command, runs_command
+from scaling.commands import report_command, runs_command
+from scaling.commands_fit import fit_command
 
 
 def config(name, *overrides):
@@ -30,7 +31,7 @@ def test_fit_reads_any_table_with_a_column_map(make_runs, tmp_path, monkeypatch,
     )
     kept = json.loads((tmp_path / "fit.json").read_text())
     assert kept["columns"] == {"N": "p", "D": "t", "loss": "l"} and kept["convention"]["C"] == "6 N D"
-    assert "90 % interval" not in capsys.readouterr().out
+    assert "delta method" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("given", [[], ["runs=a", "table=b.csv"]])
