@@ -55,7 +55,7 @@ def full_trainer(point) -> float:
         train(run, {}, lambda: False)
         seconds = time.perf_counter() - started
         started = time.perf_counter()
-        evaluate_held_out(run)
+        evaluate_held_out(run, run.plan.serial_steps)
         return seconds - (time.perf_counter() - started)
 
 

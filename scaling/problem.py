@@ -188,7 +188,7 @@ class Problem:
         value, slope, curvature = self.loss(np.asarray(residual.value))
         # slope / r: the curvature of the parabola that touches the loss at r and at -r from above
         above = weight * np.where(residual.value == 0, curvature, slope / residual.value)
-        total = (weight * value).sum(axis=1)
+        total = np.einsum("kr,kr->k", np.broadcast_to(weight, value.shape), value)
         slope, curvature = weight * slope, weight * curvature
         first = np.zeros((len(value), p, value.shape[1]))
         for i, entry in residual.grad.items():
@@ -196,7 +196,7 @@ class Problem:
         gradient = np.einsum("kpr,kr->kp", first, slope)
         hessian = (first * curvature[:, None]) @ first.transpose(0, 2, 1)
         for (i, j), entry in residual.hess.items():
-            term = (slope * entry).sum(axis=1)
+            term = np.einsum("kr,kr->k", slope, np.broadcast_to(entry, slope.shape))
             hessian[:, i, j] += term
             if i != j:
                 hessian[:, j, i] += term
