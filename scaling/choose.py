@@ -148,7 +148,7 @@ def _tested(fit: Fit, by: str, low: float, high: float) -> Holdout:
     target = fit.law.target
     tested = out[list(dict.fromkeys([*fit.law.columns, by, target]))].copy()
     if fit.law.along_curves:  # a curve's rows need their past
-        tested["predicted"] = without.predict(table.rename(columns={"group": "run_id"}))[target].loc[out.index]
+        tested["predicted"] = without.predict(table)[target].loc[out.index]
     else:
         tested["predicted"] = without.predict(tested)[target]
     difference = tested["predicted"] - tested[target]

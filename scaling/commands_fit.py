@@ -16,6 +16,8 @@ from data.records import load_curves, load_runs, write_atomic, write_json
 from scaling.commands import called, filtered
 from scaling.wording import between, flops, short, three
 
+_SHOWN = 40  # rows of a prediction on the terminal
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -59,6 +61,7 @@ def fit_command(cfg: DictConfig) -> None:
 
 def predict_command(cfg: DictConfig) -> None:
     """Prints what the law in `cfg.fit` predicts at the given columns, with intervals for the law and for one run."""
+    import numpy as np
     import pandas as pd
 
     from scaling import keep
@@ -89,13 +92,14 @@ def predict_command(cfg: DictConfig) -> None:
     if cfg.out:
         write_atomic(Path(cfg.out), result.to_csv(index=False))
     shown = Table(*fitted.law.columns, target, f"{cfg.level:.0%} of the law", f"{cfg.level:.0%} of one run")
-    for _, row in result.head(40).iterrows():
+    for k in np.unique(np.linspace(0, len(result) - 1, min(len(result), _SHOWN)).round().astype(int)):
+        row = result.iloc[k]
         columns = [f"{row[c]:.4g}" if not isinstance(row[c], str) else row[c] for c in fitted.law.columns]
         ends = [between(row[a], row[b], _digits) for a, b in (("low", "high"), ("run_low", "run_high"))]
         shown.add_row(*columns, _digits(row[target]), *ends)
     Console(highlight=False, width=120).print(shown)
-    if len(result) > 40:
-        print(f"{len(result) - 40} more rows: give out=<file.csv> to keep them all.")
+    if len(result) > _SHOWN:
+        print(f"{_SHOWN} of {len(result)} rows: give out=<file.csv> to keep them all.")
     _print_range(fitted, table)
 
 

@@ -190,8 +190,9 @@ class Fit:
             "priors": {k: v for k, v in problem.priors.items() if k in law.names},
             "weights": "weight",
         }  # fmt: skip
-        names = {c: c for c in table if c in {*law.columns, law.target, "C"}}
-        return fit(law, table.rename(columns={"group": "run_id"}), columns=names, **(settings | changed))
+        names = {str(c): str(c) for c in table if c in {*law.columns, law.target, "C"}}
+        source = table.drop(columns="run_id", errors="ignore").rename(columns={"group": "run_id"})
+        return fit(law, source, columns=names, **(settings | changed))
 
 
 def fit(

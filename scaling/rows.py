@@ -195,8 +195,8 @@ def _enough(law: Law, used: pd.DataFrame, excluded: Mapping[str, int], fixed: Se
         raise ValueError(
             f"{law.name} has {parameters} parameters to fit (of {', '.join(law.names)}) and the table has "
             f"{len(used)} rows at {settings} distinct settings of {', '.join(law.columns)}{left_out}: at least "
-            f"{parameters} settings are needed, and twice as many for intervals that mean something. Train more points, or "
-            "fit a smaller law."
+            f"{parameters} settings are needed, and twice as many for intervals that mean something. Train more "
+            "points, or fit a smaller law."
         )
     for column, about in law.columns.items():
         lost = [name for name in about.tells if name not in fixed]

@@ -153,7 +153,7 @@ class Annealing(Law):
         past = _history(self, table)
         steps = np.asarray(table["step"], float)
         after = past.age < np.repeat(steps, np.diff(past.first, append=len(past.age))) - self.warmup_steps
-        reached = (1.0 - self.forgetting ** (past.age + 1.0)) / (1.0 - self.forgetting)
+        reached = (1.0 - self.forgetting**past.age) / (1.0 - self.forgetting)
         return {"S1": past.area, "S2": np.add.reduceat(-past.change * after * reached, past.first)}
 
     def predict(self, p: Mapping[str, Any], columns: Mapping[str, Any]) -> Any:
