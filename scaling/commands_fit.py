@@ -52,10 +52,9 @@ def fit_command(cfg: DictConfig) -> None:
     out = Path(cfg.out) if cfg.out else (source if cfg.table is None else Path()) / "fit.json"
     _print_fit(fitted, held_out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    kept = keep.numbers(fitted)
-    state = kept.pop("state") | {"shapes": [] if law.along_curves else next_runs.shapes(table)}
+    kept = keep.numbers(fitted, shapes=[] if law.along_curves else next_runs.shapes(table))
     about = {"holdout": holdout_numbers(held_out), "source_file": str(source), "command": called()}
-    write_json(out, kept | about | {"state": state})
+    write_json(out, about | kept)
     print(f"Written to {out}")
 
 
@@ -112,7 +111,7 @@ def allocate_command(cfg: DictConfig) -> None:
 
     fitted, kept = keep.read(_given(cfg, "fit", "fit.json"))
     budgets = _given(cfg, "C", "1e22")
-    shapes = kept["state"].get("shapes", [])
+    shapes = kept["state"]["shapes"]
     along = family(pd.DataFrame(shapes)) if shapes and not cfg.six_nd else None
     found = allocate(
         fitted, OmegaConf.to_container(budgets) if OmegaConf.is_list(budgets) else budgets, along, cfg.level
@@ -157,7 +156,7 @@ def plan_next_command(cfg: DictConfig) -> None:
     budget = float(_given(cfg, "budget", "1e18"))
     if set(fitted.law.columns) != {"N", "D"}:
         raise ValueError(f"{fitted.law.name} reads {', '.join(fitted.law.columns)}: plan-next serves laws of N and D.")
-    shapes = kept["state"].get("shapes", [])
+    shapes = kept["state"]["shapes"]
     models = None if cfg.models is None else [str(name) for name in cfg.models]
     sizes = next_runs.sizes(shapes, models)
     aim = cfg.target

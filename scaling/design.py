@@ -22,6 +22,7 @@ from scaling.fit import Fit
 _LAWS = 12  # replicates that the design is averaged over
 _TOKEN_STEP = 2**0.25  # ratio of neighbouring token counts among the candidates
 _RATIO_REACH = 2.0  # factor beyond the tokens per parameter that were run, to either side
+_KNOWN = 0.1  # token counts closer than this are one run
 _EXCHANGES = 400
 
 
@@ -63,15 +64,19 @@ def plan_next(
 
 def candidates(fit: Fit, sizes: pd.DataFrame, budget: float) -> pd.DataFrame:
     """Runs that could be done: `sizes` times token counts a factor 2^(1/4) apart, of at most `budget` FLOPs each, with
-    tokens per parameter near those that were run and no fewer tokens, where the law may not hold."""
+    tokens per parameter near those that were run and no fewer tokens, where the law may not hold; without those that
+    were run already."""
     low, high = _ratios(fit)
-    start = float(fit.rows.table["D"].min())
+    ran = fit.rows.table
+    known, start = ran["D"], float(ran["D"].min())
     rows = []
     for _, size in sizes.iterrows():
         ends = np.log([low * size["N"] / start, min(high * size["N"], budget / size["flops_per_token"]) / start])
         first, last = max(np.ceil(ends[0] / np.log(_TOKEN_STEP)), 0), np.floor(ends[1] / np.log(_TOKEN_STEP) + 1e-9)
         for k in np.arange(first, last + 1):
             tokens = start * _TOKEN_STEP**k
+            if (known[np.isclose(ran["N"], size["N"], rtol=1e-3)] / tokens - 1).abs().lt(_KNOWN).any():
+                continue
             rows.append({**size.to_dict(), "D": tokens, "C": tokens * size["flops_per_token"]})
     if not rows:
         raise ValueError(

@@ -6,7 +6,7 @@ The numbers a reader wants come first; `state` at the end holds the fitted rows,
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -44,8 +44,8 @@ def loss_from(spec: Mapping[str, Any]) -> Loss:
     return kind(**{k: v for k, v in spec.items() if k != "_target_"})
 
 
-def numbers(fit: Fit, level: float = 0.9) -> dict[str, Any]:
-    """Everything of the fit, as plain numbers and words."""
+def numbers(fit: Fit, level: float = 0.9, shapes: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """Everything of the fit, as plain numbers and words. `shapes`: how the models were made (`next_runs.shapes`)."""
     drawn, problem = fit.free_replicates is not None, fit.problem
     return {
         "law": fit.law.name,
@@ -94,6 +94,7 @@ def numbers(fit: Fit, level: float = 0.9) -> dict[str, Any]:
             "spread": fit.spread.tolist(),
             "replicates": None if fit.free_replicates is None else fit.free_replicates.tolist(),
             "bootstrap_kind": fit.bootstrap_kind,
+            "shapes": list(shapes),
         },
     }
 

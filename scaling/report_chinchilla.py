@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from scaling import figures
+import numpy as np
+import pandas as pd
+
+from scaling import figures, next_runs
 from scaling.allocate import Allocation, allocate, family
 from scaling.choose import Holdout
+from scaling.design import plan_next
 from scaling.fit import Fit, Huber, fit
 from scaling.keep import numbers as fit_numbers
 from scaling.laws import Chinchilla
+from scaling.report_approaches import approaches
 from scaling.report_page import Cell, Figure, Section, escape, figure, listing, math, paragraph, section, table
 from scaling.report_records import Records
 from scaling.wording import between, flops, short, thousandth, three
 
+_NEXT_RUNS = 8
 _BEYOND = 10.0  # budgets are shown up to this many times the largest that was run
 
 
@@ -52,15 +58,21 @@ def chinchilla(records: Records) -> Section:
             "runs, and the range of their budgets.",
         ),
     ]
-    numbers = fit_numbers(fitted) | {
+    compared, exponents = approaches(records, fitted)
+    shapes = next_runs.shapes(runs)
+    next_blocks, next_design = _next_blocks(fitted, shapes, budgets[-1])
+    numbers = fit_numbers(fitted, shapes=shapes) | {
+        "next_runs": next_design,
+        "approaches": exponents,
         "allocation": {"convention": listed.convention, "rows": listed.table.to_dict("records")},
         "holdout": held_out if isinstance(held_out, str) else held_out.to_json(),
     }
     blocks = [
         section("Measured and predicted loss", figure(drawn[1])),
         section("The law", *_law_blocks(fitted), figure(drawn[0])),
-        section("Best sizes", *_allocation_blocks(listed, listed_six if along else None), figure(drawn[2])),
+        section("Best sizes", *_allocation_blocks(listed, listed_six if along else None), figure(drawn[2]), *compared),
         section("The largest runs, held out", *_holdout_blocks(held_out)),
+        section("What to train next", *next_blocks),
     ]
     return Section(_answers(fitted, held_out, listed), blocks, drawn, numbers, law_line(fitted))
 
@@ -182,3 +194,33 @@ def _holdout_blocks(held_out: Holdout | str) -> list[str]:
         "law beyond its runs."
     )
     return [paragraph(text), table(["N", "tokens D", "FLOPs C", "measured loss", "predicted", "error (%)"], rows)]
+
+
+def _next_blocks(fitted: Fit, shapes: list[dict[str, Any]], budget: float) -> tuple[list[str], Any]:
+    """The runs that would make the law surest at the best size for `budget`, as dear together as those done."""
+    spent = float(fitted.rows.table["C"].sum())
+    try:
+        sizes = next_runs.sizes(shapes)
+        target = allocate(fitted, budget, family(pd.DataFrame(shapes))).table[["N", "D"]]
+        design = plan_next(fitted, sizes, spent, target, _NEXT_RUNS)
+    except ValueError as error:
+        return [paragraph(f"No plan: {escape(str(error))}")], None
+    rows = [
+        [
+            Cell(short(run["N"]), run["N"]),
+            Cell(short(run["D"]), run["D"]),
+            Cell(flops(run["C"]), run["C"]),
+            Cell(" ".join([*run["overrides"], f"total_tokens={run['D']:.4g}"])),
+        ]
+        for _, run in design.runs.iterrows()
+    ]
+    at = target.iloc[0]
+    text = (
+        f"For as many FLOPs as these runs together ({flops(spent)}), the {len(rows)} runs below would shrink the 90 % "
+        f"interval of the law at N = {short(at['N'])}, D = {short(at['D'])} from about {design.before:.1%} of the loss "
+        f"to {design.after:.1%} to either side. With another budget or target: fulcrum plan-next "
+        "fit=<this folder>/fit.json budget=<FLOPs> writes them as a file for fulcrum train points=<file>."
+    )
+    plan = {"target": {"N": float(at["N"]), "D": float(at["D"])}, "before": design.before, "after": design.after,
+            "runs": design.runs[["N", "D", "C", "overrides"]].to_dict("records")}  # fmt: skip
+    return [paragraph(escape(text)), table(["N", "tokens D", "FLOPs C", "overrides"], rows)], plan
