@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 from scaling.losses import has_scale
 from scaling.uncertainty import noise
@@ -120,7 +120,7 @@ def compare(fit: Fit, other: Fit, by: str | None) -> pd.DataFrame:
     more = len(large.problem.names) - len(small.problem.names)
     p_value = np.nan
     if more and nests(small, large):
-        p_value = float(stats.chi2.sf(max(2 * (small.objective - large.objective) / unit, 0.0), more))
+        p_value = float(special.chdtrc(more, max(2 * (small.objective - large.objective) / unit, 0.0)))
     return pd.DataFrame(rows, index=[fit.law.name, other.law.name]).assign(ratio_test_p=p_value)
 
 

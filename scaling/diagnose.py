@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 from scaling.losses import Huber, LeastSquares, has_scale
 
@@ -53,12 +53,17 @@ def patterns(fit: Fit) -> dict[str, dict[str, float]]:
         values = fit.rows.table[column.name]
         if column.domain == "label" or values.nunique() < 4 or np.ptp(r) == 0:
             continue
-        rank = stats.rankdata(values)
-        found[column.name] = {
-            "slope_p": float(stats.spearmanr(rank, r).pvalue),
-            "bend_p": float(stats.spearmanr(np.abs(rank - rank.mean()), r).pvalue),
-        }
+        rank = values.rank().to_numpy()
+        found[column.name] = {"slope_p": _rank_p(rank, r), "bend_p": _rank_p(np.abs(rank - rank.mean()), r)}
     return found
+
+
+def _rank_p(x: np.ndarray, y: np.ndarray) -> float:
+    """Two-sided p-value of Spearman's rank correlation, by Student's t with n - 2 degrees of freedom."""
+    correlation = float(np.corrcoef(pd.Series(x).rank(), pd.Series(y).rank())[0, 1])
+    freedom = len(x) - 2
+    t = correlation * np.sqrt(freedom / max(1 - correlation**2, 1e-300))
+    return float(2 * special.stdtr(freedom, -abs(t)))
 
 
 def sensitivity(fit: Fit) -> dict[str, dict[str, float]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 from scaling import jets
 from scaling.losses import has_scale
@@ -239,7 +239,7 @@ def prediction_interval(
             half = quantile(fit, level) * error
             low, high = middle - half, middle + half
             return (np.exp(low), np.exp(high)) if logs else (low, high)
-        draws = middle + error * stats.t.rvs(_freedom(fit), size=(_DRAWS, 1), random_state=rng)
+        draws = middle + error * rng.standard_t(_freedom(fit), size=(_DRAWS, 1))
     else:
         draws = np.asarray(fit.law.predict({k: v[:, None] for k, v in fit.replicates.items()}, columns))
         draws = np.log(draws) if logs else draws
@@ -291,7 +291,7 @@ def profile(fit: Fit, name: str, level: float, points: int = _PROFILE_POINTS) ->
     objective = np.minimum(ends.value, other.value)
     factor = inverse[at, at] / spread[at, at] if spread[at, at] > 0 else np.inf
     rise = 2 * np.maximum(objective - fit.objective, 0.0) * factor
-    limit = float(stats.f.ppf(level, 1, _freedom(fit)))
+    limit = float(special.fdtri(1, _freedom(fit), level))
     low, high = _crossings(values, np.sqrt(rise), start[at], np.sqrt(limit))
     table = pd.DataFrame({name: parameter.to_natural(values), "objective": objective})
     ends_of = [float(parameter.to_natural(x)) if np.isfinite(x) else float(x) for x in (low, high)]
@@ -360,7 +360,7 @@ def _freedom(fit: Fit) -> int:
 def quantile(fit: Fit, level: float) -> float:
     """Standard errors to either side that enclose `level`, by Student's t with the fit's degrees of freedom."""
     percentiles(level)
-    return float(stats.t.ppf(0.5 + level / 2, _freedom(fit)))
+    return float(special.stdtrit(_freedom(fit), 0.5 + level / 2))
 
 
 def percentiles(level: float) -> tuple[float, float]:
