@@ -15,7 +15,7 @@ from scaling.losses import Huber, LeastSquares, has_scale
 if TYPE_CHECKING:
     from scaling.fit import Fit
 
-_OUTLIER = 4.0  # robust standard deviations
+_OUTLIER = 4.0  # robust standard deviations, and more where so many rows have some that far by chance
 _LEVERAGE = 3.0  # times the mean leverage p / n
 _PATTERN = 0.01  # p-value of a rank correlation or of curvature along an axis
 _MOVED = 2.0  # standard errors by which a choice may move a parameter unnoticed
@@ -39,9 +39,14 @@ def rows(fit: Fit) -> pd.DataFrame:
 
 
 def outliers(fit: Fit) -> pd.DataFrame:
-    """The rows of `rows` that lie more than four robust standard deviations off, worst first."""
+    """The rows of `rows` that lie further off than chance explains, worst first."""
     table = rows(fit)
-    return table[table["z"].abs() > _OUTLIER].sort_values("z", key=np.abs, ascending=False)
+    return table[table["z"].abs() > _far(len(table))].sort_values("z", key=np.abs, ascending=False)
+
+
+def _far(count: int) -> float:
+    """Normal residuals of `count` rows exceed this in one of twenty tables, and 4 at least."""
+    return max(_OUTLIER, float(-special.ndtri(0.025 / count)))
 
 
 def patterns(fit: Fit) -> dict[str, dict[str, float]]:
@@ -106,13 +111,13 @@ def warnings(fit: Fit) -> list[str]:
         return []
     said = []
     table = rows(fit)
-    far = table[table["z"].abs() > _OUTLIER].sort_values("z", key=np.abs, ascending=False)
+    far = table[table["z"].abs() > _far(len(table))].sort_values("z", key=np.abs, ascending=False)
     if len(far):
         worst = far.iloc[0]
         heavy = far["leverage"] > _LEVERAGE * table["leverage"].mean()
         said.append(
-            f"{len(far)} of {len(table)} rows lie more than {_OUTLIER:g} robust standard deviations off; the worst is "
-            f"row {far.index[0]} ({worst['residual']:+.2%}, leverage {worst['leverage']:.2f})"
+            f"{len(far)} of {len(table)} rows lie more than {_far(len(table)):.2g} robust standard deviations off; the "
+            f"worst is row {far.index[0]} ({worst['residual']:+.2%}, leverage {worst['leverage']:.2f})"
             + (f"; {int(heavy.sum())} of them have high leverage: look at those runs first." if heavy.any() else ".")
         )
     for column, p in patterns(fit).items():

@@ -225,21 +225,22 @@ def fit(
     kind = residuals or law.residuals
     rows = prepare(law, table, columns, weights, set(fixed), logs=kind == "log")
     problem = problem_of(law, rows, loss or Huber(), kind, fixed)
+    # On many rows a sample tells good starts from bad; its distinct ends are then finished on all of them.
     screened = len(rows.table) > _SCREENED and not law.along_curves
-    points = problem.starts(starts, seed)
+    small = problem.sample(_SAMPLE, seed) if screened else problem
+    points, share = small.starts(starts, seed), np.full(starts, 1 / starts)
     if priors:
-        first = problem.minimise(points, progress="starts")
-        at = first.theta[int(np.argmin(first.value))]
-        problem = replace(problem, priors=priors, noise=uncertainty.noise(problem, at, rows))
-    if screened:  # a sample tells good starts from bad; its distinct ends are then finished on all rows
-        ends = problem.sample(_SAMPLE, seed).minimise(points, progress="starts")
-        points = np.array([place for place, _, _ in _distinct(ends, _slack(problem, ends))])
-        share = [share for _, _, share in _distinct(ends, _slack(problem, ends))]
+        first = small.minimise(points, progress="starts")
+        noise = uncertainty.noise(small, first.theta[int(np.argmin(first.value))], rows)
+        problem, small = (replace(each, priors=priors, noise=noise) for each in (problem, small))
+    if screened:
+        ends = small.minimise(points, progress="starts")
+        kept = _distinct(ends, _slack(small, ends))
+        points, share = np.array([place for place, _, _ in kept]), np.array([part for _, _, part in kept])
     ends = problem.minimise(points, progress="starts")
     best = int(np.argmin(ends.value))
     slack = _slack(problem, ends)
     agree = ends.value <= ends.value[best] + slack
-    weight = np.array(share) if screened else np.full(starts, 1 / starts)
     return Fit(
         law=law,
         rows=rows,
@@ -247,10 +248,10 @@ def fit(
         free=ends.theta[best],
         params=_numbers(problem.raw(ends.theta[best])),
         objective=float(ends.value[best]),
-        agreement=float(weight[agree].sum()),
+        agreement=float(share[agree].sum()),
         minima=[
-            {"objective": value, "share": share, "params": _numbers(problem.raw(place))}
-            for place, value, share in _distinct(ends, slack, weight)
+            {"objective": value, "share": part, "params": _numbers(problem.raw(place))}
+            for place, value, part in _distinct(ends, slack, share)
         ],
         spread=np.ptp(ends.theta[agree & ends.converged | (np.arange(len(agree)) == best)], axis=0),
         gradient_norm=float(np.linalg.norm(ends.gradient[best]) / max(abs(ends.value[best]), _rounding(problem))),

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 WIDE_FACTOR = 3.0  # of a coefficient's 90 % interval
 WIDE_EXPONENT = 0.5  # width of an exponent's 90 % interval relative to its value
 _PROFILE_POINTS = 9
+_KNOWN = 0.1  # relative standard error below which a parameter is not profiled
+_IMITATION = 1e3  # condition number
 _SPREAD = 0.05  # in free coordinates, among starts that fit equally well
 _FLAT = 1e-4  # singular value relative to the largest, for columns of unit length
 
@@ -40,7 +42,10 @@ def unidentified(fit: Fit) -> dict[str, str]:
         for name in loose
         if name not in words
     }
-    for name in [name for name in _names(fit) if name not in words]:
+    # A parameter that is known locally to a few per cent has a steep profile: no need to draw it.
+    size = {p.name: 1.0 if p.transform == "log" else abs(fit.params[p.name]) for p in fit.law.parameters}
+    loose = [name for name, error in fit.standard_errors.items() if not error < _KNOWN * size[name]]
+    for name in [name for name in loose if name not in words]:
         found = profile(fit, name, 0.9, _PROFILE_POINTS)
         if found.flat:
             ends = {"below": found.low, "above": found.high}
@@ -84,7 +89,12 @@ def doubts(fit: Fit) -> list[str]:
     close = [m for m in fit.minima[1:] if m["objective"] < 1.1 * fit.objective]
     if close:
         said.append(f"{len(close)} other minima come within 10 % of the best objective: the law is not unique here.")
-    rows, parameters = len(fit.rows.table), fit.jacobian().shape[1]
+    if condition_number(fit) > _IMITATION:
+        said.append(
+            f"The parameters imitate each other (condition number {condition_number(fit):.1g}): take their values "
+            "together or not at all."
+        )
+    rows, parameters = len(fit.rows.table), len(_names(fit))
     if rows < 2 * parameters:
         said.append(f"{rows} rows for {parameters} parameters: small residuals prove little here.")
     return said
@@ -92,24 +102,29 @@ def doubts(fit: Fit) -> list[str]:
 
 def flat_direction(fit: Fit) -> list[str]:
     """The parameters that trade against each other without changing the predictions; empty where there are none."""
-    jacobian = fit.jacobian()
-    length = np.linalg.norm(jacobian, axis=0)
+    length, values, vectors = _directions(fit)
     if not (length > 0).all():
         return [name for name, size in zip(_names(fit), length, strict=True) if not size > 0]
-    _, values, vectors = np.linalg.svd(jacobian / length)
-    if len(values) == len(length) and values[-1] > _FLAT * values[0]:
+    if values[0] > _FLAT * values[-1]:
         return []
-    weight = np.abs(vectors[-1])
+    weight = np.abs(vectors[:, 0])
     return [name for name, w in zip(_names(fit), weight, strict=True) if w > 0.2 * weight.max()]
-
-
-def _names(fit: Fit) -> list[str]:
-    return [name for name in fit.problem.names if name in fit.law.names]
 
 
 def condition_number(fit: Fit) -> float:
     """Of the Jacobian of the log predictions with columns of unit length: how far parameters imitate each other."""
+    _, values, _ = _directions(fit)
+    return float(values[-1] / values[0]) if values[0] > 0 else float("inf")
+
+
+def _directions(fit: Fit) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lengths of the Jacobian's columns, and its singular values (ascending) and directions once they are 1."""
     jacobian = fit.jacobian()
     length = np.linalg.norm(jacobian, axis=0)
-    values = np.linalg.svd(jacobian / np.where(length > 0, length, 1.0), compute_uv=False)
-    return float(values[0] / values[-1]) if values[-1] > 0 else float("inf")
+    scaled = jacobian / np.where(length > 0, length, 1.0)
+    squares, vectors = np.linalg.eigh(scaled.T @ scaled)
+    return length, np.sqrt(np.maximum(squares, 0.0)), vectors
+
+
+def _names(fit: Fit) -> list[str]:
+    return [name for name in fit.problem.names if name in fit.law.names]

@@ -49,7 +49,8 @@ class Rows:
         """16 hex digits that change with the fitted numbers and with nothing else."""
         hashed = hashlib.sha256()
         for name in self.table.drop(columns="group"):
-            hashed.update(self.table[name].astype(str).str.cat(sep=",").encode())
+            values = self.table[name].to_numpy()
+            hashed.update(values.tobytes() if values.dtype == float else "\n".join(map(str, values)).encode())
         return hashed.hexdigest()[:16]
 
 

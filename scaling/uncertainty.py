@@ -24,8 +24,9 @@ from scaling.rows import Rows
 if TYPE_CHECKING:
     from scaling.fit import Fit
 
-_NODES = np.linspace(-6.0, 6.0, 481)
+_NODES = np.linspace(-6.0, 6.0, 241)
 _DENSITY = np.exp(-0.5 * _NODES**2) / np.exp(-0.5 * _NODES**2).sum()
+_BLOCK = 4096  # rows smoothed at once
 _DRAWS = 4000
 _PROFILE_POINTS = 41
 _PROFILE_REACH = 8.0  # standard errors that a profile looks to either side before it goes to the bounds
@@ -148,8 +149,9 @@ def noise(problem: Problem, theta: np.ndarray, fitted: Rows) -> float:
 def _curvature(problem: Problem, r: np.ndarray) -> np.ndarray:
     """(rows,): E loss''(r + noise) with the noise of a kernel, by Stein's identity from the loss's slopes."""
     width = _kernel_width(r)
-    slopes = problem.loss(r[:, None] + width * _NODES)[1]
-    return slopes * _NODES @ _DENSITY / width
+    kernel = _NODES * _DENSITY / width
+    parts = [problem.loss(r[at : at + _BLOCK, None] + width * _NODES)[1] @ kernel for at in range(0, len(r), _BLOCK)]
+    return np.concatenate(parts)
 
 
 def _bread(problem: Problem, theta: np.ndarray) -> np.ndarray:
