@@ -19,9 +19,9 @@ Exponent = tuple[float, float, float]  # value, and the ends of its 90 % interva
 def approaches(records: Records, fitted: Fit) -> tuple[list[str], dict[str, Any]]:
     """Blocks of a report, and the same as numbers: the exponents of N_opt and D_opt in C, by each approach that the
     runs allow, with why the others have none."""
-    found: dict[str, dict[str, Exponent]] = {"3: the law (C = 6 N D)": _of_law(fitted)}
+    found: dict[str, dict[str, Exponent]] = {"3 (the law, C = 6 N D)": _of_law(fitted)}
     said = []
-    for name, optima in (("1: envelope of curves", _envelope), ("2: parabolas at each budget", _parabolas)):
+    for name, optima in (("1 (envelope of curves)", _envelope), ("2 (parabolas at each budget)", _parabolas)):
         try:
             points, notes = optima(records)
             found[name] = {c: _exponent(f) for c, f in isoflop.frontier(points, records.settings.bootstrap).items()}

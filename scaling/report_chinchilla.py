@@ -74,7 +74,14 @@ def chinchilla(records: Records) -> Section:
         section("The largest runs, held out", *_holdout_blocks(held_out)),
         section("What to train next", *next_blocks),
     ]
-    return Section(_answers(fitted, held_out, listed), blocks, drawn, numbers, law_line(fitted))
+    answers = _answers(fitted, held_out, listed)
+    if next_design:
+        answers.append(
+            f"What to train next: the {len(next_design['runs'])} runs at the end of this page would bring the interval "
+            f"of the law at {short(next_design['target']['N'])} parameters on {short(next_design['target']['D'])} tokens "
+            f"from {next_design['before']:.1%} down to {next_design['after']:.1%} to either side."
+        )
+    return Section(answers, blocks, drawn, numbers, law_line(fitted))
 
 
 def law_line(fitted: Fit) -> str:
