@@ -77,9 +77,10 @@ def chinchilla(records: Records) -> Section:
     answers = _answers(fitted, held_out, listed)
     if next_design:
         answers.append(
-            f"What to train next: the {len(next_design['runs'])} runs at the end of this page would bring the interval "
-            f"of the law at {short(next_design['target']['N'])} parameters on {short(next_design['target']['D'])} tokens "
-            f"from {next_design['before']:.1%} down to {next_design['after']:.1%} to either side."
+            f"What to train next: the {len(next_design['runs'])} runs at the end of this page would bring the "
+            f"interval of the law at {short(next_design['target']['N'])} parameters on "
+            f"{short(next_design['target']['D'])} tokens from {next_design['before']:.1%} down to "
+            f"{next_design['after']:.1%} to either side."
         )
     return Section(answers, blocks, drawn, numbers, law_line(fitted))
 
