@@ -93,7 +93,7 @@ class Fit:
     @property
     def residual_rms(self) -> float:
         """Root mean square of the residuals: for logarithms, 0.01 is 1 % of the target."""
-        return float(np.sqrt(np.mean(self.residuals**2)))
+        return float(np.sqrt(np.mean(self.residuals[self.rows.table["weight"] > 0] ** 2)))
 
     @property
     def residual_max(self) -> float:
@@ -248,7 +248,7 @@ def fit(
         free=ends.theta[best],
         params=_numbers(problem.raw(ends.theta[best])),
         objective=float(ends.value[best]),
-        agreement=float(share[agree].sum()),
+        agreement=min(float(share[agree].sum()), 1.0),
         minima=[
             {"objective": value, "share": part, "params": _numbers(problem.raw(place))}
             for place, value, part in _distinct(ends, slack, share)

@@ -94,15 +94,17 @@ class Problem:
         weights: np.ndarray | None = None,
         target: np.ndarray | None = None,
         box: tuple[np.ndarray, np.ndarray] | None = None,
+        shifts: Mapping[str, np.ndarray] | None = None,
         progress: str = "",
     ) -> newton.Minima:
         """Ends of the minimisations from `points` (k, free). `weights` and `target` (k, rows) differ between problems
-        where given, `box` bounds (k, free) too. `progress` names the work on a terminal."""
+        where given, `box` bounds (k, free) and `shifts` (k,) of the
+        priors' means, in their standard deviations, too. `progress` names the work on a terminal."""
         lower, upper = self.box() if box is None else box
         size = max(np.size(values) for values in (*self.features.values(), self.target))
         chunk = int(np.clip(_CHUNK // size, 1, 128))
         for stage in self.loss.path:
-            objective = partial(replace(self, loss=stage).objective, weights=weights, target=target)
+            objective = partial(replace(self, loss=stage).objective, weights=weights, target=target, shifts=shifts)
             ends = newton.minimise(
                 objective,
                 points,
@@ -121,6 +123,7 @@ class Problem:
         which: np.ndarray,
         weights: np.ndarray | None = None,
         target: np.ndarray | None = None,
+        shifts: Mapping[str, np.ndarray] | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Value (k,), gradient (k, p), Hessian and metric (k, p, p) at theta (k, p) of the problems `which` (k,)."""
         k, p = theta.shape
@@ -140,8 +143,9 @@ class Problem:
                 ):
                     sum_ += part
             for name, prior in self.priors.items():
+                shift = shifts[name][which, None] if shifts else 0.0
                 for sum_, part in zip(
-                    (total, gradient, hessian, metric), self.penalty(theta, name, prior), strict=True
+                    (total, gradient, hessian, metric), self.penalty(theta, name, prior, shift), strict=True
                 ):
                     sum_ += part
         wrong = ~(np.isfinite(total) & np.isfinite(gradient).all(1) & np.isfinite(hessian).all((1, 2)))
@@ -154,7 +158,7 @@ class Problem:
         are then solved for (variable projection; Golub and Pereyra 1973), which puts every start on the right scale."""
         low, high = (np.array([p.to_free(p.start[end]) for p in self.free_parameters]) for end in (0, 1))
         theta = low + (high - low) * np.random.default_rng(seed).random((count, len(low)))
-        if self.law.linear:
+        if set(self.law.linear) & set(self.names):
             theta = np.concatenate([self._projected(theta[at : at + 64], low) for at in range(0, count, 64)])
         if has_scale(self.loss):
             with np.errstate(all="ignore"):
@@ -186,7 +190,7 @@ class Problem:
     def _parts(self, residual: jets.Jet, weight: np.ndarray, p: int) -> tuple[np.ndarray, ...]:
         """The rows' share of value, gradient, Hessian and metric."""
         value, slope, curvature = self.loss(np.asarray(residual.value))
-        # slope / r: the curvature of the parabola that touches the loss at r and at -r from above
+        # slope / r: the curvature of the parabola that touches a symmetric loss at r and at -r from above
         above = weight * np.where(residual.value == 0, curvature, slope / residual.value)
         total = np.einsum("kr,kr->k", np.broadcast_to(weight, value.shape), value)
         slope, curvature = weight * slope, weight * curvature
@@ -202,12 +206,15 @@ class Problem:
                 hessian[:, j, i] += term
         return total, gradient, hessian, (first * above[:, None]) @ first.transpose(0, 2, 1)
 
-    def penalty(self, theta: np.ndarray, name: str, prior: Prior) -> tuple[np.ndarray, ...]:
-        """noise * z^2 / 2, with z the distance from the prior's mean in its standard deviations."""
+    def penalty(
+        self, theta: np.ndarray, name: str, prior: Prior, shift: np.ndarray | float = 0.0
+    ) -> tuple[np.ndarray, ...]:
+        """noise * z^2 / 2, with z the distance from the prior's mean, moved by `shift` (k, 1), in its standard
+        deviations."""
         parameter = next(p for p in self.law.parameters if p.name == name)
         raw = parameter.rescaled(self.centred(jets.variables(theta)), self.scale)
         distance = jets.log(raw) - np.log(prior.mean) if parameter.transform == "log" else raw - prior.mean
-        z = distance * (self.noise**0.5 / prior.sd)
+        z = (distance * (1.0 / prior.sd) - shift) * self.noise**0.5
         return replace(self, loss=LeastSquares())._parts(z, np.ones((1, 1)), theta.shape[1])
 
     def _projected(self, theta: np.ndarray, low: np.ndarray) -> np.ndarray:

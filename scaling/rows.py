@@ -82,7 +82,10 @@ def prepare(
     if "C" not in used and {"N", "D"} <= set(used):
         used["C"] = 6.0 * used["N"] * used["D"]
     used["group"] = table["run_id"].astype(str) if "run_id" in table else np.arange(len(table)).astype(str)
-    used["weight"] = table["weight"]
+    weight = table["weight"]
+    if not (np.isfinite(weight) & (weight >= 0)).all() or not weight.any():
+        raise ValueError("weights must be finite numbers, not negative and not all zero: 1 / error^2, say.")
+    used["weight"] = weight / weight.mean()
     _enough(law, used, excluded, fixed)
     notes = [*_excluded_notes(excluded), *suspect.notes(law, table, used, "C" in names)]
     if law.along_curves:
@@ -118,9 +121,9 @@ def _weights(table: pd.DataFrame, weights: str | np.ndarray | None) -> np.ndarra
             raise ValueError(f"weights={weights}: the table has no such column; it has {', '.join(map(str, table))}.")
         weights = pd.to_numeric(table[weights], errors="coerce").to_numpy(float)
     weights = np.asarray(weights, float)
-    if weights.shape != (len(table),) or not (np.isfinite(weights) & (weights >= 0)).all() or not weights.any():
-        raise ValueError("weights must be one finite number per row, not negative and not all zero (1 / error^2).")
-    return weights / weights.mean()
+    if weights.shape != (len(table),):
+        raise ValueError(f"weights has shape {weights.shape}: it must be one number per row of the {len(table)}.")
+    return weights
 
 
 def _completed(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
@@ -190,6 +193,7 @@ def _convention(table: pd.DataFrame, used: pd.DataFrame, names: Mapping[str, str
 
 def _enough(law: Law, used: pd.DataFrame, excluded: Mapping[str, int], fixed: Set[str]) -> None:
     parameters = len(law.names) - len(fixed)
+    used = used[used["weight"] > 0]
     settings = len(used[list(law.columns)].drop_duplicates())
     left_out = f" ({sum(excluded.values())} more did not complete)" if excluded else ""
     if settings < parameters:

@@ -75,29 +75,50 @@ def bootstrap(fit: Fit, n: int, seed: int, kind: Literal["pairs", "residual", "c
     else:
         raise ValueError(f"bootstrap kind {kind!r}: one of pairs, residual, cluster.")
     points = np.repeat(fit.free[None], n, axis=0)
-    ends = fit.problem.minimise(points, weights, target, progress="bootstrap")
+    # Each replicate has prior means of its own, drawn from the priors: else intervals were narrower than these.
+    shifts = {name: rng.standard_normal(n) for name in fit.problem.priors}
+    ends = fit.problem.minimise(points, weights, target, shifts=shifts, progress="bootstrap")
     return {"free_replicates": ends.theta, "bootstrap_kind": kind}
 
 
 def _resampled_targets(fit: Fit, n: int, rng: np.random.Generator) -> np.ndarray:
-    """(n, rows) targets: predictions plus residuals drawn anew."""
+    """(n, rows) targets: predictions plus residuals drawn anew, about the middle that the loss gives them."""
     problem = fit.problem
     residual = _residuals(fit)
-    drawn = _noise_draws(fit, rng, (n, len(residual))) / np.sqrt(np.maximum(problem.weights, 1e-12))
+    drawn = (_noise_draws(fit, rng, (n, len(residual))) - _location(fit)) * _relative_error(problem)
     if problem.residuals == "log":
         return problem.target * np.exp(residual) * np.exp(-drawn)
     return problem.target + (residual - drawn) * problem.typical
 
 
 def _noise_draws(fit: Fit, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Residuals of unit weight drawn with replacement, centred, inflated by sqrt(n / (n - p)) for the parameters that
-    were fitted (Davison and Hinkley 1997, chapter 6.2), and smoothed by a kernel: fits by nearly absolute losses pass
-    through some of their rows, and those residuals of zero are no noise."""
+    """Residuals of unit weight drawn with replacement, inflated by sqrt(n / (n - p)) for the fitted parameters
+    (Davison and Hinkley 1997, chapter 6.2), and smoothed by a kernel at the same variance: fits by nearly absolute
+    losses pass through some of their rows, and those residuals of zero are no noise."""
     weights = fit.problem.weights
     residual = (_residuals(fit) * np.sqrt(weights))[weights > 0]
     rows, p = len(residual), len(law_free(fit))
-    inflated = (residual - residual.mean()) * np.sqrt(rows / max(rows - p, 1))
-    return inflated[rng.integers(rows, size=shape)] + _kernel_width(inflated) * rng.standard_normal(shape)
+    middle, spread, width = residual.mean(), residual.std(), _kernel_width(residual)
+    smooth = residual[rng.integers(rows, size=shape)] - middle + width * rng.standard_normal(shape)
+    smooth *= spread / np.hypot(spread, width) if spread > 0 else 0.0
+    return (middle + smooth) * np.sqrt(rows / max(rows - p, 1))
+
+
+def _location(fit: Fit) -> float:
+    """Where the loss itself puts the middle of the residuals of unit weight: 0 where the law has a free factor."""
+    weights = fit.problem.weights
+    residual = (_residuals(fit) * np.sqrt(weights))[weights > 0]
+    scale = float(np.exp(fit.free[-1])) if has_scale(fit.problem.loss) else 1.0
+    low, high = float(residual.min()), float(residual.max())
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if fit.problem.loss((residual - middle) / scale)[1].sum() > 0 else (low, middle)
+    return 0.5 * (low + high)
+
+
+def _relative_error(problem: Problem) -> np.ndarray:
+    """(rows,): noise of each row relative to one of unit weight; none for rows of weight 0, which nobody looks at."""
+    return np.where(problem.weights > 0, 1.0 / np.sqrt(np.maximum(problem.weights, 1e-300)), 0.0)
 
 
 def _kernel_width(r: np.ndarray) -> float:
@@ -136,21 +157,32 @@ def noise(problem: Problem, theta: np.ndarray, fitted: Rows) -> float:
     if has_scale(problem.loss):
         return per_run
     r = np.asarray(problem.residual(theta[None]).value)[0]
-    rows, p = len(r), len(theta)
+    rows, p = int((problem.weights > 0).sum()), len(theta)
     if rows <= p:
         raise ValueError(
             f"{rows} rows for {p} free parameters say nothing about the noise that priors are weighed against: "
             "use loss=StudentT(), fix parameters, or add rows."
         )
-    psi = problem.loss(r)[1]
-    return float(np.mean(psi**2) / max(_curvature(problem, r).mean(), 1e-300) * rows / (rows - p) * per_run)
+    square, curvature = _moments(problem, r)
+    return square / curvature * rows / (rows - p) * per_run
+
+
+def _moments(problem: Problem, r: np.ndarray) -> tuple[float, float]:
+    """Means over the rows that count of weight * psi^2 and of the loss's curvature."""
+    counts = problem.weights > 0
+    psi, curvature = problem.loss(r)[1][counts], _curvature(problem, r)[counts]
+    return float(np.mean(problem.weights[counts] * psi**2)), max(float(curvature.mean()), 1e-300)
 
 
 def _curvature(problem: Problem, r: np.ndarray) -> np.ndarray:
     """(rows,): E loss''(r + noise) with the noise of a kernel, by Stein's identity from the loss's slopes."""
-    width = _kernel_width(r)
-    kernel = _NODES * _DENSITY / width
-    parts = [problem.loss(r[at : at + _BLOCK, None] + width * _NODES)[1] @ kernel for at in range(0, len(r), _BLOCK)]
+    counts = problem.weights > 0
+    width = _kernel_width((r * np.sqrt(problem.weights))[counts]) * np.where(counts, _relative_error(problem), 1.0)
+    kernel = _NODES * _DENSITY
+    parts = [
+        problem.loss(r[rows, None] + width[rows, None] * _NODES)[1] @ kernel / width[rows]
+        for rows in (slice(at, at + _BLOCK) for at in range(0, len(r), _BLOCK))
+    ]
     return np.concatenate(parts)
 
 
@@ -185,7 +217,10 @@ def _meat(fit: Fit) -> np.ndarray:
     score = score * problem.weights / np.maximum(1.0 - leverage, 0.1)
     runs = int(codes.max()) + 1
     summed = np.stack([np.bincount(codes, row, runs) for row in score])
-    return (summed @ summed.T) * (runs / max(runs - 1, 1))
+    meat = (summed @ summed.T) * (runs / max(runs - 1, 1))
+    for name, prior in problem.priors.items():  # a prior's mean is as uncertain as it says
+        meat += problem.noise * problem.penalty(fit.free[None], name, prior)[2][0]
+    return meat
 
 
 def _dense(grad: dict[int, Any], p: int, rows: int) -> np.ndarray:
@@ -212,6 +247,7 @@ def _raw_coordinates(fit: Fit) -> np.ndarray:
 
 def intervals(fit: Fit, level: float, method: Literal["bootstrap", "delta"]) -> dict[str, tuple[float, float]]:
     """Of the law's free parameters, in the table's units."""
+    _one_of("method", method, ("bootstrap", "delta"))
     if method == "bootstrap":
         drawn = fit.replicates
         ends = {name: np.percentile(drawn[name], percentiles(level)) for name in law_free(fit)}
@@ -230,6 +266,8 @@ def prediction_interval(
     fit: Fit, columns: dict[str, Any], level: float, of: Literal["law", "run"], method: Literal["bootstrap", "delta"]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ends (rows,) of the interval for the law, or for one more run, at `columns` (features in the table's units)."""
+    _one_of("of", of, ("law", "run"))
+    _one_of("method", method, ("bootstrap", "delta"))
     logs = fit.problem.residuals == "log"
     middle = np.atleast_1d(np.asarray(fit.law.predict(fit.params, columns), float))
     middle = np.log(middle) if logs else middle
@@ -258,6 +296,7 @@ def profile(fit: Fit, name: str, level: float, points: int = _PROFILE_POINTS) ->
     """See `Fit.profile`. The objective's rise is measured in the covariance's units, so that the interval is
     valid for robust losses and dependent rows: 2 rise * (A^-1)_ii / V_ii < F(level; 1, n - p)."""
     law = fit.law
+    percentiles(level)
     if name not in law_free(fit):
         raise ValueError(f"profile({name!r}): the free parameters are {', '.join(law_free(fit))}.")
     problem = replace(fit.problem, uncentred=frozenset({name}))
@@ -343,10 +382,10 @@ def _residuals(fit: Fit) -> np.ndarray:
 def row_variance(fit: Fit) -> float:
     """Variance of one row of unit weight as it enters estimates: mean psi^2 over the squared mean curvature of the
     loss, times n / (n - p). For least squares the residual variance."""
-    r = _residuals(fit)
     scale = float(np.exp(fit.free[-1])) if has_scale(fit.problem.loss) else 1.0
-    psi, curvature = fit.problem.loss(r / scale)[1] / scale, _curvature(fit.problem, r / scale).mean() / scale**2
-    return float(np.mean(psi**2) / max(curvature, 1e-300) ** 2 * len(r) / max(len(r) - len(law_free(fit)), 1))
+    square, curvature = _moments(fit.problem, _residuals(fit) / scale)
+    rows = int((fit.problem.weights > 0).sum())
+    return scale**2 * square / curvature**2 * rows / max(rows - len(law_free(fit)), 1)
 
 
 def law_free(fit: Fit) -> list[str]:
@@ -355,14 +394,19 @@ def law_free(fit: Fit) -> list[str]:
 
 
 def _freedom(fit: Fit) -> int:
-    runs = int(_runs(fit).max()) + 1
-    return max(min(len(fit.rows.table) - len(law_free(fit)), runs - 1), 1)
+    counts = fit.problem.weights > 0
+    return max(min(int(counts.sum()) - len(law_free(fit)), len(np.unique(_runs(fit)[counts])) - 1), 1)
 
 
 def quantile(fit: Fit, level: float) -> float:
     """Standard errors to either side that enclose `level`, by Student's t with the fit's degrees of freedom."""
     percentiles(level)
     return float(special.stdtrit(_freedom(fit), 0.5 + level / 2))
+
+
+def _one_of(option: str, given: str, known: tuple[str, ...]) -> None:
+    if given not in known:
+        raise ValueError(f"{option}={given!r}: one of {', '.join(known)}.")
 
 
 def percentiles(level: float) -> tuple[float, float]:
