@@ -19,6 +19,7 @@ from scipy import special
 from scaling import jets
 from scaling.losses import has_scale
 from scaling.problem import Problem
+from scaling.progress import track
 from scaling.rows import Rows
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ _NODES = np.linspace(-6.0, 6.0, 241)
 _DENSITY = np.exp(-0.5 * _NODES**2) / np.exp(-0.5 * _NODES**2).sum()
 _BLOCK = 4096  # rows smoothed at once
 _DRAWS = 4000
+_CELLS = 2_000_000  # refits times rows, or draws times rows, held at once
+KINDS = ("pairs", "residual", "cluster")
+FEW_RUNS = 5  # below this, drawing runs says little about how runs differ
+_FEW_ROWS = 20
 _PROFILE_POINTS = 41
 _PROFILE_REACH = 8.0  # standard errors that a profile looks to either side before it goes to the bounds
 
@@ -62,23 +67,37 @@ def bootstrap(fit: Fit, n: int, seed: int, kind: Literal["pairs", "residual", "c
         )
     codes = _runs(fit)
     runs = int(codes.max()) + 1
-    kind = kind or ("pairs" if runs == len(codes) else "cluster")
+    kind = kind or default_kind(fit)
+    _one_of("resample", kind, KINDS)
+    member, count = (codes, runs) if kind == "cluster" else (np.arange(len(codes)), len(codes))
+    if count < 2:
+        raise ValueError("resample=cluster draws runs, and this fit has one. Use resample=residual.")
     rng = np.random.default_rng(seed)
-    weights = target = None
-    if kind == "residual":
-        target = _resampled_targets(fit, n, rng)
-    elif kind in ("pairs", "cluster"):
-        member, count = (codes, runs) if kind == "cluster" else (np.arange(len(codes)), len(codes))
-        if count < 2:
-            raise ValueError("A cluster bootstrap needs several runs; this fit has one. Use kind=residual.")
-        weights = rng.multinomial(count, np.full(count, 1 / count), size=n)[:, member].astype(float)
-    else:
-        raise ValueError(f"bootstrap kind {kind!r}: one of pairs, residual, cluster.")
-    points = np.repeat(fit.free[None], n, axis=0)
     # Each replicate has prior means of its own, drawn from the priors: else intervals were narrower than these.
     shifts = {name: rng.standard_normal(n) for name in fit.problem.priors}
-    ends = fit.problem.minimise(points, weights, target, shifts=shifts, progress="bootstrap")
-    return {"free_replicates": ends.theta, "bootstrap_kind": kind}
+    batch = max(1, _CELLS // len(codes))
+    replicates = []
+    for part in track([slice(at, min(at + batch, n)) for at in range(0, n, batch)], "bootstrap"):
+        size = part.stop - part.start
+        weights = target = None
+        if kind == "residual":
+            target = _resampled_targets(fit, size, rng)
+        else:
+            weights = rng.multinomial(count, np.full(count, 1 / count), size=size)[:, member].astype(float)
+        moved = {name: shift[part] for name, shift in shifts.items()}
+        points = np.repeat(fit.free[None], size, axis=0)
+        replicates.append(fit.problem.minimise(points, weights, target, shifts=moved).theta)
+    return {"free_replicates": np.concatenate(replicates), "bootstrap_kind": kind}
+
+
+def default_kind(fit: Fit) -> Literal["pairs", "residual", "cluster"]:
+    """Runs where they have several rows and there are a few of them, else rows; residuals where either are too few to
+    be drawn with replacement."""
+    codes = _runs(fit)
+    runs = int(codes.max()) + 1
+    if runs < len(codes):
+        return "cluster" if runs >= FEW_RUNS else "residual"
+    return "pairs" if len(codes) >= _FEW_ROWS else "residual"
 
 
 def _resampled_targets(fit: Fit, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -93,14 +112,17 @@ def _resampled_targets(fit: Fit, n: int, rng: np.random.Generator) -> np.ndarray
 
 def _noise_draws(fit: Fit, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Residuals of unit weight drawn with replacement, inflated by sqrt(n / (n - p)) for the fitted parameters
-    (Davison and Hinkley 1997, chapter 6.2), and smoothed by a kernel at the same variance: fits by nearly absolute
-    losses pass through some of their rows, and those residuals of zero are no noise."""
+    (Davison and Hinkley 1997, chapter 6.2), and smoothed by a kernel: fits by nearly absolute losses pass through some
+    of their rows, and those residuals of zero are no noise."""
     weights = fit.problem.weights
     residual = (_residuals(fit) * np.sqrt(weights))[weights > 0]
     rows, p = len(residual), len(law_free(fit))
     middle, spread, width = residual.mean(), residual.std(), _kernel_width(residual)
     smooth = residual[rng.integers(rows, size=shape)] - middle + width * rng.standard_normal(shape)
-    smooth *= spread / np.hypot(spread, width) if spread > 0 else 0.0
+    # At the same variance where squares count; where only signs do, it is the density amid the noise that counts, and
+    # the rows that the fit passes through have made that too high.
+    squared = min(_moments(fit.problem, _residuals(fit))[1], 1.0)
+    smooth *= (spread / np.hypot(spread, width)) ** squared if spread > 0 else 0.0
     return (middle + smooth) * np.sqrt(rows / max(rows - p, 1))
 
 
@@ -215,6 +237,8 @@ def _meat(fit: Fit) -> np.ndarray:
     inverse = np.linalg.pinv(weighted @ weighted.T, rcond=1e-12, hermitian=True)
     leverage = np.einsum("pr,pq,qr->r", weighted, inverse, weighted)
     score = score * problem.weights / np.maximum(1.0 - leverage, 0.1)
+    if not codes.any():  # a single run: nothing is known of how runs differ, so rows stand for runs
+        codes = np.arange(len(codes))
     runs = int(codes.max()) + 1
     summed = np.stack([np.bincount(codes, row, runs) for row in score])
     meat = (summed @ summed.T) * (runs / max(runs - 1, 1))
@@ -272,24 +296,33 @@ def prediction_interval(
     middle = np.atleast_1d(np.asarray(fit.law.predict(fit.params, columns), float))
     middle = np.log(middle) if logs else middle
     rng = np.random.default_rng(0)
+    unit = 1.0 if logs else fit.problem.typical * fit.problem.scale.get(fit.law.target, 1.0)
     if method == "delta":
         first = _law_gradient(fit, columns)
         error = np.sqrt(np.maximum(np.einsum("pr,pq,qr->r", first, covariance(fit), first), 0.0))
-        if of == "law":
-            half = quantile(fit, level) * error
-            low, high = middle - half, middle + half
-            return (np.exp(low), np.exp(high)) if logs else (low, high)
-        draws = middle + error * rng.standard_t(_freedom(fit), size=(_DRAWS, 1))
+        half = quantile(fit, level) * error
+        ends = middle - half, middle + half
+        away = rng.standard_t(_freedom(fit), size=(_DRAWS, 1))
+        parts = (middle[rows] + error[rows] * away for rows in _row_blocks(len(middle), _DRAWS))
     else:
-        draws = np.asarray(fit.law.predict({k: v[:, None] for k, v in fit.replicates.items()}, columns))
-        draws = np.log(draws) if logs else draws
-        if of == "run":  # each replicate with several noises, so that few replicates do not make the tails coarse
-            draws = np.repeat(draws, max(1, -(-_DRAWS // len(draws))), axis=0)
+        replicates = {name: value[:, None] for name, value in fit.replicates.items()}
+        drawn = np.asarray(fit.law.predict(replicates, columns))
+        drawn = np.broadcast_to(np.log(drawn) if logs else drawn, (len(next(iter(replicates.values()))), len(middle)))
+        low, high = np.percentile(drawn, percentiles(level), axis=0)
+        ends = low, high
+        # Each replicate with several noises, so that few replicates do not make the tails coarse.
+        often = max(1, -(-_DRAWS // len(drawn)))
+        parts = (np.repeat(drawn[:, rows], often, axis=0) for rows in _row_blocks(len(middle), often * len(drawn)))
     if of == "run":
-        unit = 1.0 if logs else fit.problem.typical * fit.problem.scale.get(fit.law.target, 1.0)
-        draws = draws - unit * _noise_draws(fit, rng, draws.shape)
-    low, high = np.percentile(draws, percentiles(level), axis=0)
-    return (np.exp(low), np.exp(high)) if logs else (low, high)
+        noisy = (part - unit * _noise_draws(fit, rng, part.shape) for part in parts)
+        low, high = np.concatenate([np.percentile(part, percentiles(level), axis=0) for part in noisy], axis=1)
+        ends = low, high
+    return (np.exp(ends[0]), np.exp(ends[1])) if logs else ends
+
+
+def _row_blocks(rows: int, draws: int) -> list[slice]:
+    size = max(1, _CELLS // draws)
+    return [slice(at, at + size) for at in range(0, rows, size)]
 
 
 def profile(fit: Fit, name: str, level: float, points: int = _PROFILE_POINTS) -> Profile:
@@ -395,7 +428,8 @@ def law_free(fit: Fit) -> list[str]:
 
 def _freedom(fit: Fit) -> int:
     counts = fit.problem.weights > 0
-    return max(min(int(counts.sum()) - len(law_free(fit)), len(np.unique(_runs(fit)[counts])) - 1), 1)
+    rows, runs = int(counts.sum()), len(np.unique(_runs(fit)[counts]))
+    return max(min(rows - len(law_free(fit)), (rows if runs == 1 else runs) - 1), 1)
 
 
 def quantile(fit: Fit, level: float) -> float:
@@ -412,5 +446,5 @@ def _one_of(option: str, given: str, known: tuple[str, ...]) -> None:
 def percentiles(level: float) -> tuple[float, float]:
     """The two percentiles that enclose `level`."""
     if not 0 < level < 1:
-        raise ValueError(f"interval={level} must lie between 0 and 1, as in 0.9 for 90 %.")
+        raise ValueError(f"level={level} must lie between 0 and 1, as in 0.9 for 90 %.")
     return 50 * (1 - level), 50 * (1 + level)
