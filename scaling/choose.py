@@ -14,7 +14,7 @@ import pandas as pd
 from scipy import special
 
 from scaling.losses import has_scale
-from scaling.uncertainty import noise
+from scaling.uncertainty import freedom, noise
 
 if TYPE_CHECKING:
     from scaling.fit import Fit
@@ -102,17 +102,20 @@ def expanding(fit: Fit, by: str, windows: int) -> pd.DataFrame:
 
 
 def compare(fit: Fit, other: Fit, by: str | None) -> pd.DataFrame:
-    """One row per law: parameters, objective, log likelihood, AICc, BIC, p-value of the ratio test where the smaller
-    law nests in the larger, and the held-out error by expanding window.
+    """One row per law: parameters, objective, log likelihood, AICc, BIC, p-value of the ratio test (F) where the
+    smaller law nests in the larger, and the held-out error by expanding window.
 
     The log likelihood is the fit's own for Student's t. For other losses it is minus the objective in units of the
     noise of the larger law's residuals, which makes these the robust criteria of Ronchetti (1985). Raises ValueError
     where the two were fitted to other rows or with another loss.
     """
-    if fit.rows.table[fit.law.target].tolist() != other.rows.table[other.law.target].tolist():
-        raise ValueError("The two fits are of different rows: fit both laws to one table.")
+    if not all(_by_row(fit, name).equals(_by_row(other, name)) for name in ("target", "weight")):
+        raise ValueError("The two fits are of different rows or weights: fit both laws to one table.")
     if repr(fit.problem.loss) != repr(other.problem.loss) or fit.problem.residuals != other.problem.residuals:
         raise ValueError("The two fits used different losses: fit both with one loss.")
+    if by is not None:
+        _, by = _ordered_by(fit, by)
+        _ordered_by(other, by)
     by = by or next((name for name in ("C", "N", "D") if name in fit.rows.table and name in other.rows.table), None)
     small, large = sorted((fit, other), key=lambda each: len(each.problem.names))
     unit = noise(large.problem, large.free, large.rows)
@@ -120,15 +123,22 @@ def compare(fit: Fit, other: Fit, by: str | None) -> pd.DataFrame:
     more = len(large.problem.names) - len(small.problem.names)
     p_value = np.nan
     if more and nests(small, large):
-        p_value = float(special.chdtrc(more, max(2 * (small.objective - large.objective) / unit, 0.0)))
+        ratio = max(2 * (small.objective - large.objective) / unit, 0.0)
+        p_value = float(special.fdtrc(more, freedom(large), ratio / more))
     return pd.DataFrame(rows, index=[fit.law.name, other.law.name]).assign(ratio_test_p=p_value)
 
 
 def nests(small: Fit, large: Fit) -> bool:
     """Whether `small` is `large` with parameters fixed (the same law), or a law that says so (`law.nested_in`)."""
-    if type(small.law) is type(large.law) and small.law == large.law:
-        return set(large.problem.fixed) <= set(small.problem.fixed)
-    return type(large.law).__name__ in small.law.nested_in
+    if small.law == large.law:
+        return set(large.problem.fixed.items()) <= set(small.problem.fixed.items())
+    return type(large.law).__name__ in small.law.nested_in and not large.problem.fixed
+
+
+def _by_row(fit: Fit, name: str) -> pd.Series:
+    """A column under the caller's index, in an order that does not depend on the law."""
+    values = fit.rows.table[fit.law.target if name == "target" else name].rename(name)
+    return values.sort_values(kind="stable").sort_index(kind="stable")
 
 
 def _ordered_by(fit: Fit, by: str) -> tuple[pd.DataFrame, str]:

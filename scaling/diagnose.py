@@ -11,6 +11,7 @@ import pandas as pd
 from scipy import special
 
 from scaling.losses import Huber, LeastSquares, has_scale
+from scaling.uncertainty import noise
 
 if TYPE_CHECKING:
     from scaling.fit import Fit
@@ -26,15 +27,24 @@ def rows(fit: Fit) -> pd.DataFrame:
     """One row per fitted row, under the caller's index: `residual`, `z` (in robust standard deviations), `leverage`
     (how much the row pulls its own prediction, 0 to 1) and `influence` (largest change of a parameter, in its standard
     errors, if the row were left out; one Newton step)."""
-    first, r = fit.jacobian(), fit.residuals.to_numpy()
-    center = np.median(r)
-    spread = 1.4826 * np.median(np.abs(r - center)) or r.std() or 1.0
+    # Rows of unit weight have the noise that is judged; a fit by nearly absolute values passes through about as many
+    # rows as it has parameters, which say nothing about it.
+    root = np.sqrt(fit.rows.table["weight"].to_numpy(float))
+    first, r = fit.jacobian() * root[:, None], fit.residuals.to_numpy() * root
+    center = np.median(r[root > 0])
+    away = np.sort(np.abs(r - center)[root > 0])
+    spread = 1.4826 * np.median(away[min(first.shape[1], len(away) // 2) :]) or r.std() or 1.0
     inverse = np.linalg.pinv(first.T @ first, rcond=1e-12, hermitian=True)
     leverage = np.einsum("rp,pq,rq->r", first, inverse, first)
     errors = np.sqrt(np.maximum(np.diag(inverse), 0)) * spread
     moves = (first @ inverse) * (r / np.maximum(1 - leverage, 1e-6))[:, None]
     influence = np.abs(moves / np.where(errors > 0, errors, np.inf)).max(axis=1)
-    table = {"residual": r, "z": (r - center) / spread, "leverage": leverage, "influence": influence}
+    table = {
+        "residual": fit.residuals.to_numpy(),
+        "z": np.where(root > 0, (r - center) / spread, 0.0),
+        "leverage": leverage,
+        "influence": influence,
+    }
     return pd.DataFrame(table, index=fit.rows.table.index)
 
 
@@ -84,7 +94,11 @@ def sensitivity(fit: Fit) -> dict[str, dict[str, float]]:
             )
     if not isinstance(loss, LeastSquares) and not has_scale(loss):
         others["least squares"] = replace(problem, loss=LeastSquares())
-    found = {name: other.raw(other.minimise(fit.free[None]).theta[0]) for name, other in others.items()}
+    found = {}
+    for name, other in others.items():
+        if problem.priors:  # which weigh against the noise as this loss sees it
+            other = replace(other, noise=noise(other, fit.free, fit.rows))
+        found[name] = other.raw(other.minimise(fit.free[None]).theta[0])
     by = "C" if "C" in fit.rows.table else next((c.name for c in fit.law.inputs if c.domain == "positive"), None)
     if by is not None:
         size = fit.rows.table[by]
@@ -105,6 +119,11 @@ def numbers(fit: Fit) -> dict[str, Any]:
     }
 
 
+def _size(fit: Fit, residual: float) -> str:
+    """A residual in words: per cent of the target, or the plain difference."""
+    return f"{np.expm1(residual):+.2%}" if fit.problem.residuals == "log" else f"{residual:+.4g}"
+
+
 def warnings(fit: Fit) -> list[str]:
     """The findings that deserve a sentence."""
     if fit.residual_max < 1e-9:  # an exact law: its residuals are rounding
@@ -117,7 +136,7 @@ def warnings(fit: Fit) -> list[str]:
         heavy = far["leverage"] > _LEVERAGE * table["leverage"].mean()
         said.append(
             f"{len(far)} of {len(table)} rows lie more than {_far(len(table)):.2g} robust standard deviations off; the "
-            f"worst is row {far.index[0]} ({worst['residual']:+.2%}, leverage {worst['leverage']:.2f})"
+            f"worst is row {far.index[0]} ({_size(fit, worst['residual'])}, leverage {worst['leverage']:.2f})"
             + (f"; {int(heavy.sum())} of them have high leverage: look at those runs first." if heavy.any() else ".")
         )
     for column, p in patterns(fit).items():

@@ -4,8 +4,8 @@
 
 The objective is the sum over rows of a robust loss of log(predicted) - log(measured). All starts, and later all
 bootstrap replicates, advance as one batch. What a Fit can tell beyond its numbers lies beside this file:
-`uncertainty` (bootstrap, profiles, covariance), `identify` and `diagnose` (what to doubt), `choose` (held-out error,
-comparison of laws), `keep` (a fit as a file).
+`uncertainty` (bootstrap, covariance), `intervals` (of parameters and predictions, profiles), `identify` and `diagnose`
+(what to doubt), `choose` (held-out error, comparison of laws), `keep` (a fit as a file).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from scaling import choose, diagnose, identify, newton, uncertainty
+from scaling.intervals import Profile, parameter_intervals, prediction_interval, profile
 from scaling.laws.law import Law, Prior
 from scaling.losses import Absolute, Huber, LeastSquares, Loss, StudentT, has_scale
 from scaling.problem import Problem
@@ -38,7 +39,8 @@ class Fit:
 
     `params`: natural parameters in the table's units, fixed ones included. `objective`: the summed robust loss.
     `agreement`: the share of starts that ended at this objective. `minima`: every distinct minimum that a start
-    reached (objective, share of starts, params), best first. `spread` (p,): how far the ends that agree lie apart.
+    reached (objective, share of starts, params), best first. `converged_share`: of the starts that were advanced on all
+    rows (those of many rows are first advanced on a sample). `spread` (p,): how far the ends that agree lie apart.
     `gradient_norm`: of the objective, divided by the objective. `free`, `free_replicates`: the optimum (p,) and the
     bootstrap replicates (n, p; None before `bootstrap`). All of these in the problem's free centred coordinates.
     """
@@ -51,6 +53,7 @@ class Fit:
     objective: float
     agreement: float
     minima: list[dict[str, Any]]
+    converged_share: float
     spread: np.ndarray
     gradient_norm: float
     converged: bool
@@ -76,7 +79,7 @@ class Fit:
         predicted = np.atleast_1d(np.asarray(self.law.predict(self.params, columns), float))
         result = pd.DataFrame({self.law.target: predicted}, index=index)
         if interval is not None:
-            result["low"], result["high"] = uncertainty.prediction_interval(self, columns, interval, of, method)
+            result["low"], result["high"] = prediction_interval(self, columns, interval, of, method)
         return result
 
     @cached_property
@@ -130,19 +133,19 @@ class Fit:
         self, level: float = 0.9, method: Literal["bootstrap", "delta"] = "bootstrap"
     ) -> dict[str, tuple[float, float]]:
         """Intervals of the free parameters: percentiles of the bootstrap replicates, or by the delta method."""
-        return uncertainty.intervals(self, level, method)
+        return parameter_intervals(self, level, method)
 
     @cached_property
     def standard_errors(self) -> dict[str, float]:
         """Of the free parameters, by the delta method; relative for positive ones."""
         return uncertainty.standard_errors(self)
 
-    def profile(self, name: str, level: float = 0.9) -> uncertainty.Profile:
+    def profile(self, name: str, level: float = 0.9) -> Profile:
         """The objective with `name` held at values around its optimum and all else refitted, and the interval from it.
 
         An end of the interval is infinite where the objective never rises enough: the data do not bound `name` there.
         """
-        return uncertainty.profile(self, name, level)
+        return profile(self, name, level)
 
     def holdout(self, by: str = "C", fraction: float = 0.2) -> choose.Holdout:
         """The law fitted without the `fraction` of rows with the largest `by`, tested on them.
@@ -223,6 +226,8 @@ def fit(
     priors = {k: v for k, v in law.priors if k not in fixed} if priors is None else dict(priors)
     _known(law, fixed, priors)
     kind = residuals or law.residuals
+    if kind not in ("log", "linear"):
+        raise ValueError(f"residuals={kind}: log (differences of logarithms) or linear (of values).")
     rows = prepare(law, table, columns, weights, set(fixed), logs=kind == "log")
     problem = problem_of(law, rows, loss or Huber(), kind, fixed)
     # On many rows a sample tells good starts from bad; its distinct ends are then finished on all of them.
@@ -253,6 +258,7 @@ def fit(
             {"objective": value, "share": part, "params": _numbers(problem.raw(place))}
             for place, value, part in _distinct(ends, slack, share)
         ],
+        converged_share=float(np.mean(ends.converged)),
         spread=np.ptp(ends.theta[agree & ends.converged | (np.arange(len(agree)) == best)], axis=0),
         gradient_norm=float(np.linalg.norm(ends.gradient[best]) / max(abs(ends.value[best]), _rounding(problem))),
         converged=bool(ends.converged[best]),
@@ -294,6 +300,9 @@ def _known(law: Law, fixed: Mapping[str, float], priors: Mapping[str, Prior]) ->
             if value is not None and (not np.isfinite(value) or (parameter.transform == "log" and not value > 0)):
                 wanted = "a positive number" if parameter.transform == "log" else "a finite number"
                 raise ValueError(f"{option}.{parameter.name}={value} must be {wanted}: {parameter.meaning}.")
+            low, high = parameter.bounds
+            if value is not None and not parameter.units and not low <= value <= high:
+                raise ValueError(f"{option}.{parameter.name}={value} is outside the law's range, {low:g} to {high:g}.")
         if prior is not None and not prior.sd > 0:
             raise ValueError(f"priors.{parameter.name}: its standard deviation {prior.sd} must be positive.")
     if len(fixed) == len(law.parameters):

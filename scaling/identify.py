@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scaling.intervals import profile
+from scaling.losses import has_scale
 from scaling.problem import Problem
-from scaling.uncertainty import profile
+from scaling.uncertainty import FEW_RUNS
 
 if TYPE_CHECKING:
     from scaling.fit import Fit
@@ -50,7 +52,8 @@ def unidentified(fit: Fit) -> dict[str, str]:
         if found.flat:
             ends = {"below": found.low, "above": found.high}
             open_ends = [text for text, end in ends.items() if end in (0.0, -np.inf, np.inf)]
-            lies = f"from {found.low:.3g} to {found.high:.3g}"
+            tried = found.table[name]
+            lies = f"from {max(found.low, tried.min()):.3g} to {min(found.high, tried.max()):.3g}"
             words[name] = (
                 f"{name} is not bounded {' or '.join(open_ends)}: held anywhere {lies}, with all else refitted, it "
                 "fits about as well (flat profile)."
@@ -86,9 +89,22 @@ def doubts(fit: Fit) -> list[str]:
         said.append(f"The minimisation did not converge (relative gradient {fit.gradient_norm:.1e}).")
     if fit.agreement < 0.5:
         said.append(f"Only {fit.agreement:.0%} of {fit.starts} starts reached the best objective: use more starts.")
-    close = [m for m in fit.minima[1:] if m["objective"] < 1.1 * fit.objective]
+    if fit.converged_share < 0.9:
+        said.append(
+            f"{1 - fit.converged_share:.0%} of the starts did not arrive anywhere: minima may be missing from the list."
+        )
+    likelihood = has_scale(fit.problem.loss)  # a likelihood has no zero: differences count
+    near = fit.objective + 3.0 if likelihood else 1.1 * fit.objective
+    close = [m for m in fit.minima[1:] if m["objective"] < near]
     if close:
-        said.append(f"{len(close)} other minima come within 10 % of the best objective: the law is not unique here.")
+        within = "3 units of log likelihood" if likelihood else "10 %"
+        said.append(f"{len(close)} other minima come within {within} of the best objective: the law is not unique.")
+    runs = fit.rows.table["group"].nunique()
+    if runs < min(FEW_RUNS, len(fit.rows.table)):
+        said.append(
+            f"{len(fit.rows.table)} rows of {runs} run{'s' * (runs > 1)}: rows of one run are not independent, and so "
+            "few runs do not say how runs differ. Intervals are too narrow by an unknown factor."
+        )
     if condition_number(fit) > _IMITATION:
         said.append(
             f"The parameters imitate each other (condition number {condition_number(fit):.1g}): take their values "

@@ -69,6 +69,7 @@ def numbers(fit: Fit, level: float = 0.9, shapes: Sequence[Mapping[str, Any]] = 
         "agreement": fit.agreement,
         "minima": fit.minima,
         "converged": fit.converged,
+        "converged_share": fit.converged_share,
         "gradient_norm": fit.gradient_norm,
         "condition_number": identify.condition_number(fit),
         "rows": len(fit.rows.table),
@@ -77,6 +78,8 @@ def numbers(fit: Fit, level: float = 0.9, shapes: Sequence[Mapping[str, Any]] = 
         "r_squared": fit.r_squared,
         "at_bound": fit.at_bound,
         "unidentified": fit.unidentified,
+        "profiles": {} if fit.law.along_curves else _profiles(fit, level),
+        "residual_of_row": fit.residuals.tolist(),
         "warnings": fit.warnings,
         "diagnosis": diagnose.numbers(fit),
         "columns": fit.rows.columns,
@@ -88,6 +91,7 @@ def numbers(fit: Fit, level: float = 0.9, shapes: Sequence[Mapping[str, Any]] = 
             "law": fit.law.spec(),
             "loss": {"_target_": type(problem.loss).__name__, **asdict(problem.loss)},  # type: ignore[call-overload]
             "table": {name: values.tolist() for name, values in fit.rows.table.items()},
+            "index": [row if isinstance(row, int | str) else str(row) for row in fit.rows.table.index.tolist()],
             "notes": list(fit.rows.notes),
             "noise": problem.noise,
             "free": fit.free.tolist(),
@@ -97,6 +101,12 @@ def numbers(fit: Fit, level: float = 0.9, shapes: Sequence[Mapping[str, Any]] = 
             "shapes": list(shapes),
         },
     }
+
+
+def _profiles(fit: Fit, level: float) -> dict[str, list[float]]:
+    """The ends of the profile interval of every free parameter; infinite where it is open."""
+    found = {name: fit.profile(name, level) for name in fit.standard_errors}
+    return {name: [profile.low, profile.high] for name, profile in found.items()}
 
 
 def read(path: str | Path) -> tuple[Fit, dict[str, Any]]:
@@ -120,13 +130,20 @@ def fit_from(kept: Mapping[str, Any]) -> Fit:
     state = kept["state"]
     law, loss = law_from(state["law"]), loss_from(state["loss"])
     rows = Rows(
-        pd.DataFrame(state["table"]), kept["columns"], kept["convention"], kept["excluded"], tuple(state["notes"])
+        pd.DataFrame(state["table"], index=state["index"]),
+        kept["columns"],
+        kept["convention"],
+        kept["excluded"],
+        tuple(state["notes"]),
     )
     problem = problem_of(law, rows, loss, kept["residuals"], kept["fixed"])
     priors = {name: Prior(**prior) for name, prior in kept["priors"].items()}
     problem = replace(problem, priors=priors, noise=state["noise"])
     drawn = state["replicates"]
-    plain = {name: kept[name] for name in ("params", "objective", "agreement", "minima", "gradient_norm", "converged")}
+    plain = {
+        name: kept[name]
+        for name in ("params", "objective", "agreement", "minima", "gradient_norm", "converged", "converged_share")
+    }
     return Fit(
         law=law, rows=rows, problem=problem, free=np.array(state["free"]), spread=np.array(state["spread"]),
         starts=kept["starts"], seed=kept["seed"], free_replicates=None if drawn is None else np.array(drawn),

@@ -19,7 +19,9 @@ from scaling.laws.law import Law
 
 _KINDS = {
     "tokenizer_fingerprint": "tokenizers",
+    "tokenizer": "tokenizers",
     "heldout_fingerprint": "held-out sets",
+    "heldout": "held-out sets",
     "N_convention": "ways of counting N",
 }
 _OTHER_FIX = "Fit one group at a time (filter), or compare columns.loss=eval_bits_per_byte on the same text."
@@ -68,10 +70,10 @@ def prepare(
     name, and the loss is `eval_loss` where there is one. `weights`: see `scaling.fit.fit`. `fixed`: names of
     parameters that are not fitted. `logs`: whether the target's logarithm is needed.
     """
-    table = table.assign(weight=_weights(table, weights))
     names = _column_names(law, table, columns or {})
+    table = table.assign(weight=_weights(table, weights))
     table, excluded = _completed(table)
-    _one_kind(table, names.get("loss", ""))
+    _one_kind(table, names[law.target])
     domains = {column.name: column.domain for column in law.inputs} | {law.target: "positive" if logs else "any"}
     used = pd.DataFrame(
         {ours: _values(table, ours, theirs, domains.get(ours, "positive")) for ours, theirs in names.items()},
@@ -87,7 +89,7 @@ def prepare(
         raise ValueError("weights must be finite numbers, not negative and not all zero: 1 / error^2, say.")
     used["weight"] = weight / weight.mean()
     _enough(law, used, excluded, fixed)
-    notes = [*_excluded_notes(excluded), *suspect.notes(law, table, used, "C" in names)]
+    notes = [*_excluded_notes(excluded), *suspect.notes(law, table, used, "C" in names, fixed)]
     if law.along_curves:
         order = np.lexsort((used["step"], used["group"]))
     else:
@@ -137,7 +139,7 @@ def _completed(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
 def _one_kind(table: pd.DataFrame, loss: str) -> None:
     for column, what in _KINDS.items():
         # Bits per byte compare across tokenizers: that is what they are for.
-        if column not in table or (column == "tokenizer_fingerprint" and "bits_per_byte" in loss):
+        if column not in table or (what == "tokenizers" and "bits_per_byte" in loss):
             continue
         groups = table[column].fillna("unknown").value_counts()
         if len(groups) > 1:
@@ -169,7 +171,7 @@ def _values(table: pd.DataFrame, ours: str, theirs: str, domain: str) -> pd.Seri
         run = f" (run {table.loc[first, 'run_id']})" if "run_id" in table else ""
         raise ValueError(
             f"{ours} (column {theirs}) must be {wanted} in every row; {int(bad.sum())} of {len(values)} are "
-            f"not, the first is row {first}{run}: {table.loc[first, theirs]!r}. Remove those rows or map {ours} to "
+            f"not, the first is row {first}{run}: {_shown(table.loc[first, theirs])}. Remove those rows or map {ours} to "
             "another column."
         )
     return values
@@ -177,7 +179,12 @@ def _values(table: pd.DataFrame, ours: str, theirs: str, domain: str) -> pd.Seri
 
 def _convention(table: pd.DataFrame, used: pd.DataFrame, names: Mapping[str, str]) -> dict[str, str]:
     records = "flops_per_token" in table and "N_total" in table
-    size = "parameters without embedding and output head" if records else f"as counted by column {names.get('N', 'N')}"
+    size = f"as counted by column {names.get('N', 'N')}"
+    if records and names.get("N") in ("N", "N_total"):
+        size = {
+            "N": "parameters without embedding and output head",
+            "N_total": "all parameters, embedding and output head included",
+        }[names["N"]]
     target = next(reversed([name for name in names if name != "C"]))
     if "C" not in names:
         flops = "6 N D"
@@ -196,19 +203,23 @@ def _enough(law: Law, used: pd.DataFrame, excluded: Mapping[str, int], fixed: Se
     used = used[used["weight"] > 0]
     settings = len(used[list(law.columns)].drop_duplicates())
     left_out = f" ({sum(excluded.values())} more did not complete)" if excluded else ""
-    if settings < parameters:
+    if settings < parameters or len(used) <= parameters:
         raise ValueError(
             f"{law.name} has {parameters} parameters to fit (of {', '.join(law.names)}) and the table has "
             f"{len(used)} rows at {settings} distinct settings of {', '.join(law.columns)}{left_out}: at least "
-            f"{parameters} settings are needed, and twice as many for intervals that mean something. Train more "
-            "points, or fit a smaller law."
+            f"{parameters} settings and one row more are needed, and twice as many for intervals that mean something. "
+            "Train more points, or fit a smaller law."
+        )
+    if used[law.target].nunique() == 1:
+        raise ValueError(
+            f"{law.target} is {_shown(used[law.target].iloc[0])} in all {len(used)} rows: there is nothing to fit."
         )
     for column, about in law.columns.items():
         lost = [name for name in about.tells if name not in fixed]
         if lost and used[column].nunique() == 1:
             raise ValueError(
                 f"Column {column} is {_shown(used[column].iloc[0])} in all {len(used)} rows: {' and '.join(lost)} of "
-                f" {law.name} cannot be told from the rest. Add runs at another {column}, or fit a law without it."
+                f"{law.name} cannot be told from the rest. Add runs at another {column}, or fit a law without it."
             )
 
 
@@ -220,4 +231,4 @@ def _excluded_notes(excluded: Mapping[str, int]) -> list[str]:
 
 
 def _shown(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else repr(value)

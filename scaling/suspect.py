@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 import numpy as np
 import pandas as pd
 
@@ -11,9 +13,13 @@ _UNIQUE_TOKENS = (
     "tokens_before_repeat",
     "U",
     "unique_tokens",
+    "unique",
     "train_tokens_available",
     "train_tokens",
 )  # the first that a row has counts
+_LENGTHS = ("sequence_length", "seq_len", "seq_length", "context_length")
+_WILD = 3.0  # times the median loss
+_TOKENS_PER_PARAMETER = (1e-3, 1e5)  # what anybody has trained
 _SHARED_LINE = 0.999  # |correlation| of two log columns above which a family of runs has one axis only
 _RATIO_JUMP = 1.25  # of C / 6ND against rows of neighbouring N
 _NEIGHBOURS = 7
@@ -26,23 +32,36 @@ _PLAUSIBLE = {
 }
 
 
-def notes(law: Law, table: pd.DataFrame, used: pd.DataFrame, counted: bool) -> list[str]:
+def notes(law: Law, table: pd.DataFrame, used: pd.DataFrame, counted: bool, fixed: Set[str]) -> list[str]:
     """One sentence per finding. `table`: the caller's rows; `used`: what the fit takes from them; `counted`: whether C
-    is the table's own."""
+    is the table's own; `fixed`: parameters that are not fitted."""
     return [
-        *_copies(table, used),
+        *_copies(used),
+        *_wild(law, used),
         *_early(table),
         *_repeated(law, table, used),
         *_lengths(table),
         *_units(used, counted),
         *(_conventions(used) if counted else []),
-        *_axes(law, used),
+        *_axes(law, used, fixed),
     ]
 
 
-def _copies(table: pd.DataFrame, used: pd.DataFrame) -> list[str]:
-    copies = int(used.duplicated([c for c in used if c != "group" or "run_id" in table]).sum())
+def _copies(used: pd.DataFrame) -> list[str]:
+    copies = int(used.duplicated([c for c in used if c not in ("group", "weight")]).sum())
     return [f"{copies} rows are exact copies of others: they count twice unless you remove them."] if copies else []
+
+
+def _wild(law: Law, used: pd.DataFrame) -> list[str]:
+    if law.target != "loss" or law.along_curves:
+        return []
+    wild = used["loss"] > _WILD * used["loss"].median()
+    if not wild.any():
+        return []
+    return [
+        f"{int(wild.sum())} rows have a loss more than {_WILD:g} times the median, the first is row "
+        f"{used.index[wild][0]} ({used['loss'][wild].iloc[0]:.4g}): if those runs diverged, leave them out (filter)."
+    ]
 
 
 def _early(table: pd.DataFrame) -> list[str]:
@@ -71,12 +90,13 @@ def _repeated(law: Law, table: pd.DataFrame, used: pd.DataFrame) -> list[str]:
 
 
 def _lengths(table: pd.DataFrame) -> list[str]:
-    if "sequence_length" not in table:
+    name = next((name for name in _LENGTHS if name in table), None)
+    if name is None:
         return []
-    counts = table["sequence_length"].dropna().value_counts()
+    counts = table[name].dropna().value_counts()
     if len(counts) < 2:
         return []
-    listed = ", ".join(f"{length:g} ({count} rows)" for length, count in counts.items())
+    listed = ", ".join(f"{length} ({count} rows)" for length, count in counts.items())
     return [
         f"Sequence lengths differ: {listed}. A token's loss falls with the context before it, so part of what the law "
         "sees is sequence length: fit one length at a time (filter)."
@@ -90,6 +110,15 @@ def _units(used: pd.DataFrame, counted: bool) -> list[str]:
             middle = float(used[column].median())
             if not low <= middle <= high:
                 said.append(f"{column} is {middle:.3g} in the middle of the rows: are these {unit}?")
+    if {"N", "D"} <= set(used):
+        each = used["D"] / used["N"]
+        odd = (each < _TOKENS_PER_PARAMETER[0]) | (each > _TOKENS_PER_PARAMETER[1])
+        if odd.any():
+            first = used.index[odd][0]
+            said.append(
+                f"{int(odd.sum())} rows have an odd number of tokens per parameter, the first is row {first} with "
+                f"{each[odd].iloc[0]:.3g}: are N and D there in the units of the others, parameters and tokens?"
+            )
     if counted and {"N", "D", "C"} <= set(used):
         ratio = float((used["C"] / (6 * used["N"] * used["D"])).median())
         if not 0.2 <= ratio <= 30:
@@ -104,7 +133,7 @@ def _conventions(used: pd.DataFrame) -> list[str]:
     """C / 6ND depends smoothly on N within one way of counting; rows that leave the line count N (or C) otherwise."""
     if not {"N", "D", "C"} <= set(used) or len(used) < 2 * _NEIGHBOURS:
         return []
-    ratio = np.log(used["C"] / (6 * used["N"] * used["D"]))[used["N"].argsort().index]
+    ratio = np.log(used["C"] / (6 * used["N"] * used["D"]))
     ratio = ratio.iloc[np.argsort(used["N"].to_numpy(), kind="stable")]
     off = (ratio - ratio.rolling(_NEIGHBOURS, center=True, min_periods=1).median()).abs() > np.log(_RATIO_JUMP)
     if not off.any():
@@ -115,7 +144,7 @@ def _conventions(used: pd.DataFrame) -> list[str]:
     ]
 
 
-def _axes(law: Law, used: pd.DataFrame) -> list[str]:
+def _axes(law: Law, used: pd.DataFrame, fixed: Set[str]) -> list[str]:
     said = []
     sizes = [column.name for column in law.inputs if column.domain == "positive"]
     logs = np.log(used[sizes].to_numpy(float))
@@ -127,8 +156,12 @@ def _axes(law: Law, used: pd.DataFrame) -> list[str]:
                     f"{left} and {right} rise together in all runs: what one does is barely told from what the other "
                     f"does. Add runs with other ratios of {right} to {left}."
                 )
-    for column, about in law.columns.items():
-        values = used[column].nunique()
-        if len(about.tells) > 1 and values < 3:
-            said.append(f"{column} takes {values} values only: an offset, a coefficient and an exponent need three.")
+    told = {name for column in law.inputs for name in column.tells}
+    shared = [name for name in law.names if name not in told and name not in fixed]  # an offset, say
+    for column in law.inputs:
+        own = [name for name in column.tells if name not in fixed]
+        values = used[column.name].nunique()
+        if own and 1 < values < len(own) + bool(shared):
+            names = " and ".join([*shared[:1], *own])
+            said.append(f"{column.name} takes {values} values only, too few to tell {names} apart.")
     return said

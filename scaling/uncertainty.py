@@ -9,7 +9,6 @@ is 0 or 1, so k is smoothed with a kernel over the residuals.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -28,32 +27,10 @@ if TYPE_CHECKING:
 _NODES = np.linspace(-6.0, 6.0, 241)
 _DENSITY = np.exp(-0.5 * _NODES**2) / np.exp(-0.5 * _NODES**2).sum()
 _BLOCK = 4096  # rows smoothed at once
-_DRAWS = 4000
-_CELLS = 2_000_000  # refits times rows, or draws times rows, held at once
+CELLS = 2_000_000  # refits times rows, or draws times rows, held at once
 KINDS = ("pairs", "residual", "cluster")
 FEW_RUNS = 5  # below this, drawing runs says little about how runs differ
 _FEW_ROWS = 20
-_PROFILE_POINTS = 41
-_PROFILE_REACH = 8.0  # standard errors that a profile looks to either side before it goes to the bounds
-
-
-@dataclass(frozen=True)
-class Profile:
-    """`table`: value of the parameter (table's units) and objective, refitted at each. `low`, `high`: the interval,
-    infinite where the objective never rises enough. `threshold`: the objective at the interval's ends."""
-
-    name: str
-    level: float
-    low: float
-    high: float
-    threshold: float
-    table: pd.DataFrame
-    positive: bool
-
-    @property
-    def flat(self) -> bool:
-        """Whether an end of the interval is open (0 below, for a positive parameter)."""
-        return not (np.isfinite(self.low) and np.isfinite(self.high)) or (self.low == 0.0 and self.positive)
 
 
 # --- bootstrap ---------------------------------------------------------------------------------------------------
@@ -68,14 +45,14 @@ def bootstrap(fit: Fit, n: int, seed: int, kind: Literal["pairs", "residual", "c
     codes = _runs(fit)
     runs = int(codes.max()) + 1
     kind = kind or default_kind(fit)
-    _one_of("resample", kind, KINDS)
+    one_of("resample", kind, KINDS)
     member, count = (codes, runs) if kind == "cluster" else (np.arange(len(codes)), len(codes))
     if count < 2:
         raise ValueError("resample=cluster draws runs, and this fit has one. Use resample=residual.")
     rng = np.random.default_rng(seed)
     # Each replicate has prior means of its own, drawn from the priors: else intervals were narrower than these.
     shifts = {name: rng.standard_normal(n) for name in fit.problem.priors}
-    batch = max(1, _CELLS // len(codes))
+    batch = max(1, CELLS // len(codes))
     replicates = []
     for part in track([slice(at, min(at + batch, n)) for at in range(0, n, batch)], "bootstrap"):
         size = part.stop - part.start
@@ -104,13 +81,13 @@ def _resampled_targets(fit: Fit, n: int, rng: np.random.Generator) -> np.ndarray
     """(n, rows) targets: predictions plus residuals drawn anew, about the middle that the loss gives them."""
     problem = fit.problem
     residual = _residuals(fit)
-    drawn = (_noise_draws(fit, rng, (n, len(residual))) - _location(fit)) * _relative_error(problem)
+    drawn = (noise_draws(fit, rng, (n, len(residual))) - _location(fit)) * _relative_error(problem)
     if problem.residuals == "log":
         return problem.target * np.exp(residual) * np.exp(-drawn)
     return problem.target + (residual - drawn) * problem.typical
 
 
-def _noise_draws(fit: Fit, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+def noise_draws(fit: Fit, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Residuals of unit weight drawn with replacement, inflated by sqrt(n / (n - p)) for the fitted parameters
     (Davison and Hinkley 1997, chapter 6.2), and smoothed by a kernel: fits by nearly absolute losses pass through some
     of their rows, and those residuals of zero are no noise."""
@@ -160,9 +137,8 @@ def _runs(fit: Fit) -> np.ndarray:
 
 def covariance(fit: Fit) -> np.ndarray:
     """(p, p) of the free coordinates, by the sandwich over runs."""
-    bread, meat = _bread(fit.problem, fit.free), _meat(fit)
-    inverse = np.linalg.pinv(bread, rcond=1e-14, hermitian=True)
-    return inverse @ meat @ inverse
+    inverse = np.linalg.pinv(bread(fit.problem, fit.free), rcond=1e-14, hermitian=True)
+    return inverse @ _meat(fit) @ inverse
 
 
 def standard_errors(fit: Fit) -> dict[str, float]:
@@ -208,16 +184,16 @@ def _curvature(problem: Problem, r: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _bread(problem: Problem, theta: np.ndarray) -> np.ndarray:
+def bread(problem: Problem, theta: np.ndarray) -> np.ndarray:
     """(p, p): the curvature of the objective, averaged over the noise."""
     if has_scale(problem.loss):
         return problem.objective(theta[None], np.zeros(1, int))[2][0]
     residual = problem.residual(theta[None])
     first = _dense(residual.grad, len(theta), len(problem.target))
-    bread = (first * problem.weights * _curvature(problem, np.asarray(residual.value)[0])) @ first.T
+    total = (first * problem.weights * _curvature(problem, np.asarray(residual.value)[0])) @ first.T
     for name, prior in problem.priors.items():
-        bread += problem.penalty(theta[None], name, prior)[2][0]
-    return bread
+        total += problem.penalty(theta[None], name, prior)[2][0]
+    return total
 
 
 def _meat(fit: Fit) -> np.ndarray:
@@ -266,140 +242,13 @@ def _raw_coordinates(fit: Fit) -> np.ndarray:
     return np.stack(rows)
 
 
-# --- intervals ---------------------------------------------------------------------------------------------------
-
-
-def intervals(fit: Fit, level: float, method: Literal["bootstrap", "delta"]) -> dict[str, tuple[float, float]]:
-    """Of the law's free parameters, in the table's units."""
-    _one_of("method", method, ("bootstrap", "delta"))
-    if method == "bootstrap":
-        drawn = fit.replicates
-        ends = {name: np.percentile(drawn[name], percentiles(level)) for name in law_free(fit)}
-    else:
-        errors, half = standard_errors(fit), quantile(fit, level)
-        ends = {}
-        for parameter in fit.problem.free_parameters:
-            name = parameter.name
-            if name in errors:
-                middle = parameter.to_free(fit.params[name])
-                ends[name] = parameter.to_natural(middle + half * errors[name] * np.array([-1.0, 1.0]))
-    return {name: (float(low), float(high)) for name, (low, high) in ends.items()}
-
-
-def prediction_interval(
-    fit: Fit, columns: dict[str, Any], level: float, of: Literal["law", "run"], method: Literal["bootstrap", "delta"]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Ends (rows,) of the interval for the law, or for one more run, at `columns` (features in the table's units)."""
-    _one_of("of", of, ("law", "run"))
-    _one_of("method", method, ("bootstrap", "delta"))
-    logs = fit.problem.residuals == "log"
-    middle = np.atleast_1d(np.asarray(fit.law.predict(fit.params, columns), float))
-    middle = np.log(middle) if logs else middle
-    rng = np.random.default_rng(0)
-    unit = 1.0 if logs else fit.problem.typical * fit.problem.scale.get(fit.law.target, 1.0)
-    if method == "delta":
-        first = _law_gradient(fit, columns)
-        error = np.sqrt(np.maximum(np.einsum("pr,pq,qr->r", first, covariance(fit), first), 0.0))
-        half = quantile(fit, level) * error
-        ends = middle - half, middle + half
-        away = rng.standard_t(_freedom(fit), size=(_DRAWS, 1))
-        parts = (middle[rows] + error[rows] * away for rows in _row_blocks(len(middle), _DRAWS))
-    else:
-        replicates = {name: value[:, None] for name, value in fit.replicates.items()}
-        drawn = np.asarray(fit.law.predict(replicates, columns))
-        drawn = np.broadcast_to(np.log(drawn) if logs else drawn, (len(next(iter(replicates.values()))), len(middle)))
-        low, high = np.percentile(drawn, percentiles(level), axis=0)
-        ends = low, high
-        # Each replicate with several noises, so that few replicates do not make the tails coarse.
-        often = max(1, -(-_DRAWS // len(drawn)))
-        parts = (np.repeat(drawn[:, rows], often, axis=0) for rows in _row_blocks(len(middle), often * len(drawn)))
-    if of == "run":
-        noisy = (part - unit * _noise_draws(fit, rng, part.shape) for part in parts)
-        low, high = np.concatenate([np.percentile(part, percentiles(level), axis=0) for part in noisy], axis=1)
-        ends = low, high
-    return (np.exp(ends[0]), np.exp(ends[1])) if logs else ends
-
-
-def _row_blocks(rows: int, draws: int) -> list[slice]:
-    size = max(1, _CELLS // draws)
-    return [slice(at, at + size) for at in range(0, rows, size)]
-
-
-def profile(fit: Fit, name: str, level: float, points: int = _PROFILE_POINTS) -> Profile:
-    """See `Fit.profile`. The objective's rise is measured in the covariance's units, so that the interval is
-    valid for robust losses and dependent rows: 2 rise * (A^-1)_ii / V_ii < F(level; 1, n - p)."""
-    law = fit.law
-    percentiles(level)
-    if name not in law_free(fit):
-        raise ValueError(f"profile({name!r}): the free parameters are {', '.join(law_free(fit))}.")
-    problem = replace(fit.problem, uncentred=frozenset({name}))
-    at = problem.names.index(name)
-    start = problem.free(fit.params)
-    if has_scale(problem.loss):
-        start = np.append(start, fit.free[-1])
-    shifted = replace(fit, problem=problem, free=start)
-    inverse = np.linalg.pinv(_bread(problem, start), rcond=1e-14, hermitian=True)
-    spread = covariance(shifted)
-    error = float(np.sqrt(spread[at, at]))
-    lower, upper = problem.box()
-    parameter = next(p for p in law.parameters if p.name == name)
-    unit = max(error, 1e-12 * max(abs(start[at]), 1.0))
-    reach = min(_PROFILE_REACH * unit, 40.0 if parameter.transform == "log" else np.inf)
-    offsets = np.linspace(-1.0, 1.0, points)
-    values = np.unique(np.clip(start[at] + reach * np.sign(offsets) * np.abs(offsets) ** 1.5, lower[at], upper[at]))
-    # Far out, to the bounds of the parameter (or a factor e^20): a profile that is still flat there is open.
-    far = [max(lower[at], start[at] - 20.0 - reach), min(upper[at], start[at] + 20.0 + reach)]
-    few = points // 5 + 1
-    values = np.unique(
-        np.concatenate([values, np.linspace(far[0], values[0], few), np.linspace(values[-1], far[1], few)])
-    )
-    tangent = inverse[:, at] / inverse[at, at] if inverse[at, at] > 0 else np.zeros(len(start))
-    ahead = start + np.clip(values - start[at], -reach, reach)[:, None] * tangent
-    ahead[:, at] = values
-    low_box, high_box = np.repeat(lower[None], len(values), 0), np.repeat(upper[None], len(values), 0)
-    low_box[:, at] = high_box[:, at] = values
-    ends = problem.minimise(ahead, box=(low_box, high_box))
-    again = np.repeat(start[None], len(values), 0)  # a second try from the optimum itself
-    again[:, at] = values
-    other = problem.minimise(again, box=(low_box, high_box))
-    objective = np.minimum(ends.value, other.value)
-    factor = inverse[at, at] / spread[at, at] if spread[at, at] > 0 else np.inf
-    rise = 2 * np.maximum(objective - fit.objective, 0.0) * factor
-    limit = float(special.fdtri(1, _freedom(fit), level))
-    low, high = _crossings(values, np.sqrt(rise), start[at], np.sqrt(limit))
-    table = pd.DataFrame({name: parameter.to_natural(values), "objective": objective})
-    ends_of = [float(parameter.to_natural(x)) if np.isfinite(x) else float(x) for x in (low, high)]
-    if parameter.transform == "log" and not np.isfinite(low):
-        ends_of[0] = 0.0
-    threshold = fit.objective + (limit / (2 * factor) if factor > 0 else np.inf)
-    return Profile(name, level, ends_of[0], ends_of[1], float(threshold), table, parameter.transform == "log")
-
-
-def _crossings(values: np.ndarray, root: np.ndarray, middle: float, limit: float) -> tuple[float, float]:
-    """Where the signed root of the rise, nearly straight, first exceeds the limit to either side; infinite if never."""
-    found = []
-    for side in (-1.0, 1.0):
-        order = np.argsort(side * values)
-        x, y = values[order], root[order]
-        ahead = side * (x - middle) > 0
-        x, y = np.append(middle, x[ahead]), np.append(0.0, y[ahead])
-        over = np.flatnonzero(~(y < limit))
-        if not len(over):
-            found.append(side * np.inf)
-            continue
-        k = over[0]
-        span = y[k] - y[k - 1]
-        found.append(float(x[k - 1] + (x[k] - x[k - 1]) * ((limit - y[k - 1]) / span if np.isfinite(span) else 0.5)))
-    return found[0], found[1]
-
-
 def jacobian(fit: Fit, table: pd.DataFrame | None) -> np.ndarray:
     """See `Fit.jacobian`."""
     columns = fit.law.features(fit.rows.table if table is None else table)
-    return _law_gradient(fit, columns)[: len(law_free(fit))].T
+    return law_gradient(fit, columns)[: len(law_free(fit))].T
 
 
-def _law_gradient(fit: Fit, columns: dict[str, Any]) -> np.ndarray:
+def law_gradient(fit: Fit, columns: dict[str, Any]) -> np.ndarray:
     """(p, rows): of the (log) prediction at raw `columns` in theta."""
     problem = fit.problem
     raw = fit.law.rescale(problem.centred(jets.variables(fit.free[None])), problem.scale)
@@ -426,7 +275,7 @@ def law_free(fit: Fit) -> list[str]:
     return [name for name in fit.problem.names if name in fit.law.names]
 
 
-def _freedom(fit: Fit) -> int:
+def freedom(fit: Fit) -> int:
     counts = fit.problem.weights > 0
     rows, runs = int(counts.sum()), len(np.unique(_runs(fit)[counts]))
     return max(min(rows - len(law_free(fit)), (rows if runs == 1 else runs) - 1), 1)
@@ -435,10 +284,10 @@ def _freedom(fit: Fit) -> int:
 def quantile(fit: Fit, level: float) -> float:
     """Standard errors to either side that enclose `level`, by Student's t with the fit's degrees of freedom."""
     percentiles(level)
-    return float(special.stdtrit(_freedom(fit), 0.5 + level / 2))
+    return float(special.stdtrit(freedom(fit), 0.5 + level / 2))
 
 
-def _one_of(option: str, given: str, known: tuple[str, ...]) -> None:
+def one_of(option: str, given: str, known: tuple[str, ...]) -> None:
     if given not in known:
         raise ValueError(f"{option}={given!r}: one of {', '.join(known)}.")
 

@@ -106,7 +106,7 @@ def test_a_window_says_how_wrong_its_predictions_are():
         (lambda f: f.holdout(fraction=1.0), "holdout=1.0 must lie between 0 and 1"),
         (lambda f: f.holdout(by="width"), "holdout by 'width': the fit has N, D, loss, C"),
         (lambda f: f.holdout(by="group"), "holdout by 'group'"),
-        (lambda f: f.holdout(by="C", fraction=0.95), "at least 5 settings are needed"),
+        (lambda f: f.holdout(by="C", fraction=0.95), "at least 5 settings and one row more are needed"),
         (lambda f: f.expanding(windows=0), "windows=0 must be at least 1"),
         (lambda f: f.expanding(by="width"), "holdout by 'width'"),
     ],
@@ -118,7 +118,9 @@ def test_what_cannot_be_held_out_is_refused_with_the_reason(fitted, call, words)
 
 def test_no_window_with_enough_rows_is_an_error_that_says_why():
     few = fit(LAW, points(noise=0.01, sizes=2, budgets=3), starts=8)
-    with pytest.raises(ValueError, match=r"No window by N leaves enough rows.*at least 5 settings are needed"):
+    with pytest.raises(
+        ValueError, match=r"No window by N leaves enough rows.*at least 5 settings and one row more are needed"
+    ):
         few.expanding(by="N")
 
 

@@ -45,7 +45,7 @@ def test_an_injected_outlier_is_named_by_its_row_with_its_residual_and_leverage(
     assert worst["residual"] == pytest.approx(-np.log(factor), abs=0.06)
     assert diagnose.rows(found)["influence"].idxmax() == f"run-{row}"
     (said,) = sentences(found, "robust standard deviations off")
-    assert f"the worst is row run-{row} ({worst['residual']:+.2%}, leverage {worst['leverage']:.2f})" in said
+    assert f"the worst is row run-{row} ({np.expm1(worst['residual']):+.2%}, leverage {worst['leverage']:.2f})" in said
 
 
 def test_several_outliers_are_listed_worst_first():

@@ -442,10 +442,10 @@ def test_the_delta_interval_of_a_plane_is_that_of_linear_regression(log_n, log_d
     ("ask", "words"),
     [
         (lambda f: f.bootstrap(1), "bootstrap=1 must be at least 2"),
-        (lambda f: f.bootstrap(10, kind="block"), "bootstrap kind 'block': one of pairs, residual, cluster"),
+        (lambda f: f.bootstrap(10, kind="block"), "resample='block': one of pairs, residual, cluster"),
         (lambda f: f.intervals(), r"no bootstrap replicates yet: use fit.bootstrap\(1000\)"),
         (lambda f: f.predict({"N": [1e7], "D": [1e9]}, 0.9), "no bootstrap replicates yet"),
-        (lambda f: f.intervals(1.0, method="delta"), "interval=1.0 must lie between 0 and 1"),
+        (lambda f: f.intervals(1.0, method="delta"), "level=1.0 must lie between 0 and 1"),
         (lambda f: f.profile("gamma"), r"profile\('gamma'\): the free parameters are E, A, alpha, B, beta"),
     ],
 )
@@ -456,5 +456,6 @@ def test_what_cannot_be_answered_is_refused_with_the_reason(ask, words):
 
 def test_a_cluster_bootstrap_of_one_run_is_refused():
     one_run = fit(PLANE, plane().assign(run_id="r"), starts=1)
-    with pytest.raises(ValueError, match="several runs; this fit has one"):
-        one_run.bootstrap(10)
+    with pytest.raises(ValueError, match="draws runs, and this fit has one"):
+        one_run.bootstrap(10, kind="cluster")
+    assert one_run.bootstrap(10).bootstrap_kind == "residual"
