@@ -1,6 +1,7 @@
 """The console command `fulcrum`: dispatch only. Each command is a Hydra application, imported when it is called."""
 
 import importlib
+import re
 import sys
 from typing import Any
 
@@ -51,10 +52,9 @@ def main() -> None:
     import hydra
 
     from conf.errors import user_errors
-    from scaling.commands_fit import list_laws, open_keys
 
     if command == "fit" and "--list" in sys.argv:
-        list_laws()
+        importlib.import_module("scaling.commands_fit").list_laws()
         return
     sys.argv = [f"{sys.argv[0]} {command}", *open_keys(command, sys.argv[1:])]
 
@@ -65,6 +65,16 @@ def main() -> None:
             getattr(importlib.import_module(module), function)(config)
 
     hydra.main(version_base="1.3", config_path="pkg://conf", config_name=config_name)(task)()
+
+
+def open_keys(command: str, arguments: list[str]) -> list[str]:
+    """The arguments with keys that no configuration can list, names of columns and parameters, as Hydra wants them."""
+    known = {"fit": r"(?!(columns|fixed|priors)\.)", "predict": r"(fit|table|level|out|hydra[./]\S*)="}.get(command)
+    if known is None:
+        return arguments
+    branch = "at." if command == "predict" else ""
+    key = re.compile(r"[A-Za-z_][\w.]*=")
+    return [f"++{branch}{text}" if key.match(text) and not re.match(known, text) else text for text in arguments]
 
 
 if __name__ == "__main__":

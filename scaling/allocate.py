@@ -72,6 +72,15 @@ def family(runs: pd.DataFrame) -> Family | None:
     return Family(middle.index.to_numpy(float), middle.to_numpy(float), tuple(notes))
 
 
+def check_law(fit: Fit) -> None:
+    """ValueError unless the law predicts a loss from N and D: nothing else has a best size for a budget."""
+    if set(fit.law.columns) != {"N", "D"} or fit.law.target != "loss":
+        raise ValueError(
+            f"{fit.law.name} predicts {fit.law.target} from {', '.join(fit.law.columns)}: best sizes need a law of the "
+            "loss in N and D."
+        )
+
+
 def allocate(fit: Fit, budgets: Any, family: Family | None, level: float = 0.9) -> Allocation:
     """The sizes of least predicted loss for every budget of `budgets` (training FLOPs).
 
@@ -81,8 +90,7 @@ def allocate(fit: Fit, budgets: Any, family: Family | None, level: float = 0.9) 
     budgets = np.atleast_1d(np.asarray(budgets, float))
     if not (np.isfinite(budgets) & (budgets > 0)).all():
         raise ValueError(f"Budgets must be positive training FLOPs, got {budgets.tolist()}.")
-    if set(fit.law.columns) != {"N", "D"}:
-        raise ValueError(f"{fit.law.name} reads {', '.join(fit.law.columns)}: sizes are allocated for laws of N and D.")
+    check_law(fit)
     ran = fit.rows.table["N"]
     span = (float(ran.min()), float(ran.max()))
     best = {name: value[0] for name, value in _optimum(fit, fit.params, budgets, family, span).items()}

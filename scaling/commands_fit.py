@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,29 +29,39 @@ def fit_command(cfg: DictConfig) -> None:
     """Fits `cfg.law` to the runs below `cfg.runs` or to the rows of `cfg.table`; prints the law and writes fit.json."""
     from scaling import keep, next_runs
     from scaling.fit import fit
+    from scaling.uncertainty import KINDS
 
     if (cfg.runs is None) == (cfg.table is None):
         raise ValueError("fit needs either runs=<folder of runs> or table=<CSV, JSONL or Parquet file>.")
-    source = Path(cfg.runs if cfg.table is None else cfg.table)
+    source = _existing(cfg.runs, "runs") if cfg.table is None else _existing(cfg.table, "table")
     law, loss = keep.law_from(_plain(cfg, "law")), keep.loss_from(_plain(cfg, "loss"))
+    if cfg.resample is not None and cfg.resample not in KINDS:
+        raise ValueError(f"resample={cfg.resample}: one of {', '.join(KINDS)}, or null.")
+    if cfg.holdout is not None and not 0 < cfg.holdout < 1:
+        raise ValueError(f"holdout={cfg.holdout} must lie between 0 and 1: the share of rows held out; or null.")
     table = filtered((load_curves if law.along_curves else load_runs)(source), cfg.filter)
     columns = {ours: theirs for ours, theirs in cfg.columns.items() if theirs is not None}
     held = {"fixed": _numbers(cfg, "fixed"), "priors": _priors(cfg, law)}
     fitted = fit(
         law, table, loss, cfg.starts, cfg.seed, weights=cfg.weights, columns=columns, residuals=cfg.residuals, **held
     )
+    by = cfg.by or _default_axis(fitted)
+    if by not in fitted.rows.table:
+        raise ValueError(f"by={by}: the fit has the columns {', '.join(fitted.rows.table)}.")
     if cfg.bootstrap:
         fitted = fitted.bootstrap(cfg.bootstrap, cfg.seed, cfg.resample)
     held_out: Holdout | str | None = None
     if cfg.holdout is not None:
         try:
-            held_out = fitted.holdout(cfg.by or _default_axis(fitted), cfg.holdout)
+            held_out = fitted.holdout(by, cfg.holdout)
         except ValueError as error:  # too few rows for the test is no reason to hide the fit
             held_out = str(error)
     out = Path(cfg.out) if cfg.out else (source if cfg.table is None else Path()) / "fit.json"
     _print_fit(fitted, held_out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    kept = keep.numbers(fitted, shapes=[] if law.along_curves else next_runs.shapes(table))
+    kept = keep.numbers(
+        fitted, shapes=[] if law.along_curves else next_runs.shapes(table, fitted.rows.columns.get("N", "N"))
+    )
     about = {"holdout": holdout_numbers(held_out), "source_file": str(source), "command": called()}
     write_json(out, about | kept)
     print(f"Written to {out}")
@@ -64,14 +73,15 @@ def predict_command(cfg: DictConfig) -> None:
     import pandas as pd
 
     from scaling import keep
+    from scaling.rows import checked
 
     fitted, _ = keep.read(_given(cfg, "fit", "fit.json"))
-    at = {str(name): value for name, value in cfg.items() if name not in ("fit", "table", "level", "out")}
+    at = {str(name): value for name, value in cfg.at.items()}
     unknown = [name for name in at if name not in fitted.law.columns]
     if unknown:
         raise ValueError(f"{unknown[0]}={at[unknown[0]]}: {fitted.law.name} reads {', '.join(fitted.law.columns)}.")
     if cfg.table is not None:
-        table = load_runs(Path(cfg.table)).assign(**{str(k): v for k, v in at.items()})
+        table = load_runs(_existing(cfg.table, "table")).assign(**at)
     else:
         values = {name: OmegaConf.to_container(v) if OmegaConf.is_list(v) else [v] for name, v in at.items()}
         table = pd.DataFrame([dict(zip(values, row, strict=True)) for row in _product(list(values.values()))])
@@ -81,6 +91,7 @@ def predict_command(cfg: DictConfig) -> None:
             f"{fitted.law.name} predicts {fitted.law.target} from {', '.join(fitted.law.columns)}: give "
             f"{missing[0]}=<number>, or table=<file with these columns>."
         )
+    table = checked(fitted.law, table)
     method: Literal["delta", "bootstrap"] = "delta" if fitted.free_replicates is None else "bootstrap"
     target = fitted.law.target
     law = fitted.predict(table, cfg.level, "law", method)
@@ -110,12 +121,10 @@ def allocate_command(cfg: DictConfig) -> None:
     import pandas as pd  # isort: skip
 
     fitted, kept = keep.read(_given(cfg, "fit", "fit.json"))
-    budgets = _given(cfg, "C", "1e22")
+    budgets = _budgets(_given(cfg, "C", "1e22"))
     shapes = kept["state"]["shapes"]
     along = family(pd.DataFrame(shapes)) if shapes and not cfg.six_nd else None
-    found = allocate(
-        fitted, OmegaConf.to_container(budgets) if OmegaConf.is_list(budgets) else budgets, along, cfg.level
-    )
+    found = allocate(fitted, budgets, along, cfg.level)
     share = f"{cfg.level:.0%}"
     drawn = "N_low" in found.table
     between_ends = [share] if drawn else []
@@ -149,13 +158,12 @@ def plan_next_command(cfg: DictConfig) -> None:
     import pandas as pd
 
     from scaling import keep, next_runs
-    from scaling.allocate import allocate, family
+    from scaling.allocate import allocate, check_law, family
     from scaling.design import plan_next
 
     fitted, kept = keep.read(_given(cfg, "fit", "fit.json"))
-    budget = float(_given(cfg, "budget", "1e18"))
-    if set(fitted.law.columns) != {"N", "D"}:
-        raise ValueError(f"{fitted.law.name} reads {', '.join(fitted.law.columns)}: plan-next serves laws of N and D.")
+    (budget,) = _budgets(_given(cfg, "budget", "1e18"), "budget")
+    check_law(fitted)
     shapes = kept["state"]["shapes"]
     models = None if cfg.models is None else [str(name) for name in cfg.models]
     sizes = next_runs.sizes(shapes, models)
@@ -220,6 +228,8 @@ def _print_law(console: Console, name: str, law: Law, needs: Sequence[str]) -> N
 
 
 def _print_fit(fitted: Fit, held_out: Holdout | str | None) -> None:
+    import numpy as np
+
     console = Console(highlight=False, width=110)
     rows, drawn = fitted.rows, fitted.free_replicates is not None
     table = Table("parameter", title=escape(f"{fitted.law.name}: {fitted.law.formula}"), title_justify="left",
@@ -235,10 +245,12 @@ def _print_fit(fitted: Fit, held_out: Holdout | str | None) -> None:
     counted = "; ".join(f"{name}: {words}" for name, words in rows.convention.items())
     print(f"{len(rows.table)} rows. {counted}.")
     only = "the only minimum found" if len(fitted.minima) == 1 else f"the best of {len(fitted.minima)} minima found"
-    size = "{:.2%}" if fitted.problem.residuals == "log" else "{:.4g}"
+    logs = fitted.problem.residuals == "log"
+    size = "{:.2%}" if logs else "{:.4g}"
+    rms, most = (float(np.expm1(x)) if logs else x for x in (fitted.residual_rms, fitted.residual_max))
     print(
         f"Objective {fitted.objective:.6g}, reached by {fitted.agreement:.0%} of {fitted.starts} starts, {only}; "
-        f"residuals {size.format(fitted.residual_rms)} (rms), {size.format(fitted.residual_max)} at worst."
+        f"residuals {size.format(rms)} (rms), {size.format(most)} at worst."
     )
     if len(fitted.minima) > 1:
         for minimum in fitted.minima[:4]:
@@ -282,7 +294,8 @@ def _default_axis(fitted: Fit) -> str:
 def _plain(cfg: DictConfig, branch: str) -> dict[str, Any]:
     missing = sorted(OmegaConf.missing_keys(cfg[branch]))
     if missing:
-        raise ValueError(f"{branch}.{missing[0]} is not given: {branch}.{missing[0]}=[<name>,<name>].")
+        name = missing[0].removeprefix(f"{branch}.")
+        raise ValueError(f"{branch}.{name} is not given: {branch}.{name}=[<name>,<name>].")
     return OmegaConf.to_container(cfg[branch], resolve=True)  # type: ignore[return-value]
 
 
@@ -310,6 +323,23 @@ def _priors(cfg: DictConfig, law: Law) -> Mapping[str, Any]:
     return found
 
 
+def _existing(path: str, option: str) -> Path:
+    if not Path(path).exists():
+        raise ValueError(f"{option}={path}: no such {'folder' if option == 'runs' else 'file'}.")
+    return Path(path)
+
+
+def _budgets(given: Any, option: str = "C") -> list[float]:
+    values = list(given) if OmegaConf.is_list(given) else [given]
+    try:
+        budgets = [float(value) for value in values]
+    except (TypeError, ValueError):
+        raise ValueError(f"{option}={given}: training FLOPs, as 1e22 or [1e21,1e22].") from None
+    if not all(0 < value < float("inf") for value in budgets):
+        raise ValueError(f"{option}={given} must be positive training FLOPs.")
+    return budgets
+
+
 def _given(cfg: DictConfig, name: str, example: str) -> Any:
     if cfg[name] is None:
         raise ValueError(f"{name}=<...> is needed, as in {name}={example}.")
@@ -324,11 +354,3 @@ def _product(values: list[Any]) -> list[list[Any]]:
 
 def _digits(value: float) -> str:
     return f"{value:#.5g}".rstrip(".")
-
-
-def open_keys(command: str, arguments: Sequence[str]) -> list[str]:
-    """The arguments with `++` before keys that a configuration cannot list: names of columns and parameters."""
-    wanted = {"fit": r"(columns|fixed|priors)\.", "predict": r""}.get(command)
-    if wanted is None:
-        return list(arguments)
-    return [f"++{text}" if re.match(rf"{wanted}[A-Za-z_][\w.]*=", text) else text for text in arguments]

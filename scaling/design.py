@@ -22,6 +22,7 @@ from scaling.fit import Fit
 _LAWS = 12  # replicates that the design is averaged over
 _TOKEN_STEP = 2**0.25  # ratio of neighbouring token counts among the candidates
 _RATIO_REACH = 2.0  # factor beyond the tokens per parameter that were run, to either side
+_MANY = 300  # candidates above which token counts lie twice as far apart
 _KNOWN = 0.1  # token counts closer than this are one run
 _EXCHANGES = 400
 
@@ -70,11 +71,12 @@ def candidates(fit: Fit, sizes: pd.DataFrame, budget: float) -> pd.DataFrame:
     ran = fit.rows.table
     known, start = ran["D"], float(ran["D"].min())
     rows = []
+    step = _TOKEN_STEP if len(sizes) * np.log(high / low) / np.log(_TOKEN_STEP) < _MANY else _TOKEN_STEP**2
     for _, size in sizes.iterrows():
         ends = np.log([low * size["N"] / start, min(high * size["N"], budget / size["flops_per_token"]) / start])
-        first, last = max(np.ceil(ends[0] / np.log(_TOKEN_STEP)), 0), np.floor(ends[1] / np.log(_TOKEN_STEP) + 1e-9)
+        first, last = max(np.ceil(ends[0] / np.log(step)), 0), np.floor(ends[1] / np.log(step) + 1e-9)
         for k in np.arange(first, last + 1):
-            tokens = start * _TOKEN_STEP**k
+            tokens = start * step**k
             if (known[np.isclose(ran["N"], size["N"], rtol=1e-3)] / tokens - 1).abs().lt(_KNOWN).any():
                 continue
             rows.append({**size.to_dict(), "D": tokens, "C": tokens * size["flops_per_token"]})
@@ -127,6 +129,8 @@ class _State:
             picked = np.linspace(0, len(fit.free_replicates) - 1, _LAWS).round().astype(int)
             draws = np.concatenate([draws, fit.free_replicates[picked]])
         unit = np.sqrt(uncertainty.row_variance(fit))
+        # Rows of one run are one observation, and weights count.
+        known = np.sqrt(fit.problem.weights * fit.rows.table["group"].nunique() / len(fit.problem.weights))[:, None]
         lower, upper = fit.problem.box()
         weak = np.diag(1.0 / (upper - lower) ** 2)[: len(uncertainty.law_free(fit)), : len(uncertainty.law_free(fit))]
         self.cost = pool["C"].to_numpy(float)
@@ -134,7 +138,7 @@ class _State:
         self.laws = [replace(fit, free=free) for free in draws]
         information, gains, targets = [], [], []
         for here in self.laws:
-            rows = here.jacobian() / unit
+            rows = here.jacobian() * known / unit
             information.append(rows.T @ rows + weak)
             gains.append(here.jacobian(pool) / unit)
             targets.append(here.jacobian(target)[0])

@@ -26,7 +26,7 @@ def law_from(spec: Mapping[str, Any]) -> Law:
     """The law of a configuration: `_target_`, a class of `scaling.laws`, and its fields."""
     name = str(spec["_target_"]).removeprefix("scaling.laws.")
     kind = getattr(laws, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, Law)):
+    if not (isinstance(kind, type) and issubclass(kind, Law) and kind is not Law):
         raise ValueError(f"law._target_={spec['_target_']}: no such law. `fulcrum fit --list` shows those that exist.")
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items() if k != "_target_"}
     try:
@@ -41,7 +41,11 @@ def loss_from(spec: Mapping[str, Any]) -> Loss:
     kind = getattr(losses, name, None)
     if not (isinstance(kind, type) and name in ("Huber", "LeastSquares", "Absolute", "StudentT")):
         raise ValueError(f"loss._target_={spec['_target_']}: one of Huber, LeastSquares, Absolute, StudentT.")
-    return kind(**{k: v for k, v in spec.items() if k != "_target_"})
+    fields = {k: v for k, v in spec.items() if k != "_target_"}
+    try:
+        return kind(**fields)
+    except TypeError as error:
+        raise ValueError(f"loss: {name} cannot be made from {fields}: {error}.") from None
 
 
 def numbers(fit: Fit, level: float = 0.9, shapes: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class Huber:
 
     def __post_init__(self) -> None:
         if not self.width > 0:
-            raise ValueError(f"huber={self.width} must be positive: a width in log residuals, as 1e-3.")
+            raise ValueError(f"width={self.width} (huber=, loss.width=) must be positive: in log residuals, as 1e-3.")
         if not 0 < self.above <= 1:
             raise ValueError(f"above={self.above} must lie in (0, 1]: the weight of rows measured above the law.")
 

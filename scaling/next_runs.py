@@ -26,18 +26,19 @@ _OWN = (
 )  # overrides that a new run does not inherit
 
 
-def shapes(runs: pd.DataFrame) -> list[dict[str, Any]]:
-    """One entry per size in `runs` (records of Fulcrum): N, flops_per_token, and the overrides that train it again;
-    with what a shape of another size needs to be priced. [] for tables that do not say."""
-    needed = {"N", "flops_per_token", "overrides", "vocab_size", "sequence_length"}
+def shapes(runs: pd.DataFrame, column: str = "N") -> list[dict[str, Any]]:
+    """One entry per size in `runs` (records of Fulcrum): N as `column` counts it, flops_per_token, and the overrides
+    that train it again; with what a shape of another size needs to be priced. [] for tables that do not say."""
+    needed = {column, "flops_per_token", "overrides", "vocab_size", "sequence_length"}
     if not needed <= set(runs):
         return []
     found = []
-    for _, group in runs.dropna(subset=["N", "flops_per_token"]).groupby("N"):
+    for _, group in runs.dropna(subset=[column, "flops_per_token"]).groupby(column):
         run = group.iloc[0]
         found.append(
             {
-                "N": float(run["N"]),
+                "N": float(run[column]),
+                "counted_as": column,
                 "flops_per_token": float(group["flops_per_token"].median()),
                 "overrides": [text for text in run["overrides"] if not text.startswith(_OWN)],
                 "vocab_size": int(run["vocab_size"]),
@@ -61,7 +62,7 @@ def sizes(known: Sequence[Mapping[str, Any]], models: Sequence[str] | None = Non
     for name, fields in named_models().items():
         shape = Shape(**fields, vocab_size=base["vocab_size"])
         named[name] = {
-            "N": float(shape.N),
+            "N": float(shape.N_total if base["counted_as"] == "N_total" else shape.N),
             "flops_per_token": shape.flops_per_token(base["sequence_length"]),
             "overrides": [*inherited, f"model={name}"],
         }

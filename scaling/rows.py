@@ -115,6 +115,13 @@ def _column_names(law: Law, table: pd.DataFrame, columns: Mapping[str, str]) -> 
     return names
 
 
+def checked(law: Law, table: pd.DataFrame) -> pd.DataFrame:
+    """`table` with the law's columns as numbers of their domain. ValueError as `prepare` raises."""
+    good = {column.name: _values(table, column.name, column.name, column.domain) for column in law.inputs}
+    law.check(pd.DataFrame(good))
+    return table.assign(**good)
+
+
 def _weights(table: pd.DataFrame, weights: str | np.ndarray | None) -> np.ndarray:
     if weights is None:
         return np.ones(len(table))
@@ -171,8 +178,8 @@ def _values(table: pd.DataFrame, ours: str, theirs: str, domain: str) -> pd.Seri
         run = f" (run {table.loc[first, 'run_id']})" if "run_id" in table else ""
         raise ValueError(
             f"{ours} (column {theirs}) must be {wanted} in every row; {int(bad.sum())} of {len(values)} are "
-            f"not, the first is row {first}{run}: {_shown(table.loc[first, theirs])}. Remove those rows or map {ours} to "
-            "another column."
+            f"not, the first is row {first}{run}: {_shown(table.loc[first, theirs])}. Remove those rows or map "
+            f"{ours} to another column."
         )
     return values
 
@@ -212,13 +219,13 @@ def _enough(law: Law, used: pd.DataFrame, excluded: Mapping[str, int], fixed: Se
         )
     if used[law.target].nunique() == 1:
         raise ValueError(
-            f"{law.target} is {_shown(used[law.target].iloc[0])} in all {len(used)} rows: there is nothing to fit."
+            f"{law.target} is {_short(used[law.target].iloc[0])} in all {len(used)} rows: there is nothing to fit."
         )
     for column, about in law.columns.items():
         lost = [name for name in about.tells if name not in fixed]
         if lost and used[column].nunique() == 1:
             raise ValueError(
-                f"Column {column} is {_shown(used[column].iloc[0])} in all {len(used)} rows: {' and '.join(lost)} of "
+                f"Column {column} is {_short(used[column].iloc[0])} in all {len(used)} rows: {' and '.join(lost)} of "
                 f"{law.name} cannot be told from the rest. Add runs at another {column}, or fit a law without it."
             )
 
@@ -231,4 +238,8 @@ def _excluded_notes(excluded: Mapping[str, int]) -> list[str]:
 
 
 def _shown(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else repr(value)
+    return repr(value.item() if isinstance(value, np.generic) else value)
+
+
+def _short(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -4,7 +4,7 @@
 
 Both laws read the whole schedule up to a row. The rate of a row is that of the step that follows it and holds
 until the next row, so rows should be dense where it changes; before the first row it rose linearly from 0 over
-`warmup_steps`. They are fitted on few
+`warmup_steps`. The multi-power law joins neighbours of more than 256 changes. They are fitted on few
 curves and asked about other schedules.
 """
 
@@ -21,6 +21,7 @@ from scaling.laws.law import Column, Law, Parameter, Prior
 from scaling.laws.terms import coefficient, exponent, floor
 
 _WARMUP_PARTS = 16  # changes that stand for the warm-up
+_CHANGES = 256  # of a curve that the multi-power law looks at, at most
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,9 @@ class History:
     age: np.ndarray
 
 
-def history(run: np.ndarray, step: np.ndarray, lr: np.ndarray, warmup_steps: float) -> History:
-    """The past of every row, for rows (rows,) in any order; steps of one `run` are one curve."""
+def history(run: np.ndarray, step: np.ndarray, lr: np.ndarray, warmup_steps: float, most: int | None = None) -> History:
+    """The past of every row, for rows (rows,) in any order; steps of one `run` are one curve. At most `most` changes
+    before any row: of more, neighbours are joined."""
     order = np.lexsort((step, run))
     areas, counts = np.zeros(len(step)), np.zeros(len(step), int)
     parts: dict[int, tuple[np.ndarray, ...]] = {}
@@ -56,16 +58,22 @@ def history(run: np.ndarray, step: np.ndarray, lr: np.ndarray, warmup_steps: flo
         areas[rows] = area[offset:]
         for k, row in enumerate(rows):
             past = moved[: int(np.searchsorted(moved, offset + k))]  # what changes at a row acts after it
+            history_of = (change[past], rates[past], areas[row] - area[past], step[row] - nodes[past])
+            kept = _joined(most, *history_of) if most and len(past) > most else history_of
             empty = np.zeros(0 if len(past) else 1)  # every row has a pair, also one without a past
-            parts[row] = (
-                np.concatenate([change[past], empty]),
-                np.concatenate([rates[past], empty + 1.0]),
-                np.concatenate([areas[row] - area[past], empty]),
-                np.concatenate([step[row] - nodes[past], empty]),
+            parts[row] = tuple(
+                np.concatenate([values, empty + fill]) for values, fill in zip(kept, (0.0, 1.0, 0.0, 0.0), strict=True)
             )
             counts[row] = len(parts[row][0])
     joined = [np.concatenate([parts[row][i] for row in range(len(step))]) for i in range(4)]
     return History(areas, np.concatenate([[0], np.cumsum(counts)[:-1]]), *joined)
+
+
+def _joined(most: int, change: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
+    """`most` changes for more: neighbours are summed, and lie at the mean of where they lay."""
+    first = np.linspace(0, len(change), most, endpoint=False).astype(int)
+    count = np.diff(first, append=len(change))
+    return (np.add.reduceat(change, first), *(np.add.reduceat(values, first) / count for values in others))
 
 
 @dataclass(frozen=True)
@@ -111,7 +119,7 @@ class MultiPower(Law):
     along_curves = True
 
     def features(self, table: Mapping[str, Any]) -> dict[str, Any]:
-        past = _history(self, table)
+        past = _history(self, table, _CHANGES)
         return {"S1": past.area, "first": past.first, "change": past.change, "rate": past.rate, "gap": past.gap}
 
     def predict(self, p: Mapping[str, Any], columns: Mapping[str, Any]) -> Any:
@@ -168,7 +176,7 @@ def _summed(columns: Mapping[str, Any], pairs: Any) -> Any:
     return jets.linear(lambda x: np.add.reduceat(x, columns["first"], axis=-1), pairs, shape)
 
 
-def _history(law: MultiPower | Annealing, table: Mapping[str, Any]) -> History:
+def _history(law: MultiPower | Annealing, table: Mapping[str, Any], most: int | None = None) -> History:
     missing = [name for name in law.columns if name not in table]
     if missing:
         raise ValueError(f"{law.name} reads whole curves: the table has no column {missing[0]!r}.")
@@ -178,4 +186,4 @@ def _history(law: MultiPower | Annealing, table: Mapping[str, Any]) -> History:
             f"warmup_steps={law.warmup_steps}: a row lies at step {step.min():g}, before the end of the warm-up. Leave "
             "such rows out, or use a smaller warmup_steps with rows that cover the warm-up."
         )
-    return history(run.astype(str), step.astype(float), lr.astype(float), law.warmup_steps)
+    return history(run.astype(str), step.astype(float), lr.astype(float), law.warmup_steps, most)

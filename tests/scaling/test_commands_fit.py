@@ -12,13 +12,13 @@ from omegaconf import OmegaConf
 from conf.points import expand
 from data.records import load_runs
 from data.tokenizers import vocab_size_of
+from fulcrum import open_keys
 from scaling import keep, laws, next_runs
 from scaling.allocate import allocate
 from scaling.commands_fit import (
     allocate_command,
     fit_command,
     list_laws,
-    open_keys,
     plan_next_command,
     predict_command,
 )
@@ -160,7 +160,12 @@ def test_the_list_says_which_fields_must_be_given(listing):
 def test_names_of_columns_and_parameters_need_no_plus():
     given = ["columns.S=sparsity", "fixed.alpha=0.3", "priors.E=[1,2]", "loss.width=1", "filter='N > 1'", "law=x"]
     assert open_keys("fit", given) == [f"++{text}" for text in given[:3]] + given[3:]
-    assert open_keys("predict", ["fit=a", "N=1", "h_web=0.5"]) == ["++fit=a", "++N=1", "++h_web=0.5"]
+    assert open_keys("predict", ["fit=a", "N=1", "h_web=0.5"]) == ["fit=a", "++at.N=1", "++at.h_web=0.5"]
+    assert open_keys("predict", ["loss=2", "hydra.verbose=true", "level=0.5"]) == [
+        "++at.loss=2",
+        "hydra.verbose=true",
+        "level=0.5",
+    ]
     assert open_keys("predict", ["--help", "+N=1"]) == ["--help", "+N=1"]
     assert open_keys("train", ["fixed.alpha=1"]) == ["fixed.alpha=1"]
 

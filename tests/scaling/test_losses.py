@@ -110,8 +110,8 @@ def test_only_the_likelihood_fits_a_scale():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Huber(0.0), "huber=0.0 must be positive"),
-        (lambda: Huber(float("nan")), "huber=nan must be positive"),
+        (lambda: Huber(0.0), r"width=0.0 \(huber=, loss.width=\) must be positive"),
+        (lambda: Huber(float("nan")), r"width=nan \(huber=, loss.width=\) must be positive"),
         (lambda: Huber(1e-3, above=0.0), r"above=0.0 must lie in \(0, 1\]"),
         (lambda: Huber(1e-3, above=1.5), r"above=1.5 must lie in \(0, 1\]"),
         (lambda: StudentT(0.0), "df=0.0 must be positive"),

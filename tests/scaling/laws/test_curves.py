@@ -35,7 +35,7 @@ def every_step(rate_of_steps, at):
     return area[-1], change, rates, area[-1] - area[:-1]
 
 
-@pytest.mark.parametrize(("warmup", "close"), [(0, 1e-12), (60, 1e-3)])  # a warm-up is taken in 16 parts
+@pytest.mark.parametrize(("warmup", "close"), [(0, 1e-12), (60, 1e-3)])  # a warm-up in 16 parts, a cosine in 256
 def test_the_formula_is_the_sum_over_every_step_of_the_paper(warmup, close):
     table, law, p = curves(warmup=warmup), MultiPower(warmup_steps=warmup), MULTI
     with np.errstate(divide="ignore"):  # at step 0 nothing has been learned
@@ -47,7 +47,10 @@ def test_the_formula_is_the_sum_over_every_step_of_the_paper(warmup, close):
             change[0] = change[0] if warmup else 0.0  # the first row's rate was there from the beginning
             gain = (change * (1 - (1 + p["C"] * rate ** -p["gamma"] * gap) ** -p["beta"])).sum()
             direct = p["L0"] + p["A"] * area ** -p["alpha"] + p["B"] * gain
-            assert predicted[rows.index[k]] == pytest.approx(direct, rel=close), (name, k)
+            assert predicted[rows.index[k]] == pytest.approx(direct, rel=max(close, 1e-5 * (name == "cosine"))), (
+                name,
+                k,
+            )
 
 
 def test_annealing_area_is_the_recursion_of_the_paper():
@@ -110,7 +113,7 @@ def test_without_warm_up_the_first_row_is_the_beginning():
 
 
 def test_curves_that_cannot_be_read_are_refused():
-    table = curves(every=20).assign(loss=3.0)
+    table = curves(every=20).assign(loss=lambda t: 3.0 - 1e-4 * t["step"])
     with pytest.raises(ValueError, match="a step appears twice"):
         fit(MultiPower(), pd.concat([table, table.tail(1)]))
     with pytest.raises(ValueError, match="warmup_steps=500: a row lies at step 60"):
