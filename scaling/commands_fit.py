@@ -1,4 +1,4 @@
-"""`fulcrum fit`, `predict`, `allocate` and `plan-next`: configuration in, tables on the terminal and files out."""
+"""`fulcrum fit` and `fulcrum predict`: configuration in, tables on the terminal and files out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from data.records import load_curves, load_runs, write_atomic, write_json
 from scaling.commands import called, filtered
-from scaling.wording import between, flops, short, three
+from scaling.wording import between, three
 
 _SHOWN = 40  # rows of a prediction on the terminal
 
@@ -40,11 +40,15 @@ def fit_command(cfg: DictConfig) -> None:
     if cfg.holdout is not None and not 0 < cfg.holdout < 1:
         raise ValueError(f"holdout={cfg.holdout} must lie between 0 and 1: the share of rows held out; or null.")
     table = filtered((load_curves if law.along_curves else load_runs)(source), cfg.filter)
-    columns = {ours: theirs for ours, theirs in cfg.columns.items() if theirs is not None}
-    held = {"fixed": _numbers(cfg, "fixed"), "priors": _priors(cfg, law)}
-    fitted = fit(
-        law, table, loss, cfg.starts, cfg.seed, weights=cfg.weights, columns=columns, residuals=cfg.residuals, **held
-    )
+    settings: dict[str, Any] = {
+        "loss": loss, "starts": cfg.starts, "seed": cfg.seed, "weights": cfg.weights, "residuals": cfg.residuals,
+        "fixed": _numbers(cfg, "fixed"), "priors": _priors(cfg, law),
+        "columns": {ours: theirs for ours, theirs in cfg.columns.items() if theirs is not None},
+    }  # fmt: skip
+    if cfg.each is not None:
+        _fit_each(cfg, law, table, settings)
+        return
+    fitted = fit(law, table, **settings)
     by = cfg.by or _default_axis(fitted)
     if by not in fitted.rows.table:
         raise ValueError(f"by={by}: the fit has the columns {', '.join(fitted.rows.table)}.")
@@ -67,6 +71,29 @@ def fit_command(cfg: DictConfig) -> None:
     print(f"Written to {out}")
 
 
+def _fit_each(cfg: DictConfig, law: Law, table: pd.DataFrame, settings: dict[str, Any]) -> None:
+    """One fit for every value of a column: a table on the terminal, one file each in a folder."""
+    from scaling import keep
+    from scaling.each import fit_each, summary
+
+    fits = fit_each(law, table, cfg.each, **settings)
+    if cfg.bootstrap:
+        fits = {group: each.bootstrap(cfg.bootstrap, cfg.seed, cfg.resample) for group, each in fits.items()}
+    shown = Table(cfg.each, *law.names, "rows", "residuals (rms)", "warnings")
+    for group, row in summary(fits).iterrows():
+        cells = []
+        for name in law.names:
+            known = f" ({between(row[f'{name}_low'], row[f'{name}_high'], three)})" if f"{name}_low" in row else ""
+            cells.append(f"{row[name]:.4g}{known}")
+        shown.add_row(str(group), *cells, f"{row['rows']:.0f}", f"{row['residual_rms']:.3g}", f"{row['warnings']:.0f}")
+    Console(highlight=False, width=140).print(shown)
+    folder = Path(cfg.out or "fits")
+    folder.mkdir(parents=True, exist_ok=True)
+    for group, each in fits.items():
+        write_json(folder / f"{group}.json", {"command": called(), cfg.each: group} | keep.numbers(each))
+    print(f"Written to {folder}: one file for each of {', '.join(fits)}")
+
+
 def predict_command(cfg: DictConfig) -> None:
     """Prints what the law in `cfg.fit` predicts at the given columns, with intervals for the law and for one run."""
     import numpy as np
@@ -75,7 +102,7 @@ def predict_command(cfg: DictConfig) -> None:
     from scaling import keep
     from scaling.rows import checked
 
-    fitted, _ = keep.read(_given(cfg, "fit", "fit.json"))
+    fitted, _ = keep.read(given(cfg, "fit", "fit.json"))
     at = {str(name): value for name, value in cfg.at.items()}
     unknown = [name for name in at if name not in fitted.law.columns]
     if unknown:
@@ -111,88 +138,6 @@ def predict_command(cfg: DictConfig) -> None:
     if len(result) > _SHOWN:
         print(f"{_SHOWN} of {len(result)} rows: give out=<file.csv> to keep them all.")
     _print_range(fitted, table)
-
-
-def allocate_command(cfg: DictConfig) -> None:
-    """Prints the best model size and token count for training budgets, with intervals."""
-    from scaling import keep
-    from scaling.allocate import allocate, family
-
-    import pandas as pd  # isort: skip
-
-    fitted, kept = keep.read(_given(cfg, "fit", "fit.json"))
-    budgets = _budgets(_given(cfg, "C", "1e22"))
-    shapes = kept["state"]["shapes"]
-    along = family(pd.DataFrame(shapes)) if shapes and not cfg.six_nd else None
-    found = allocate(fitted, budgets, along, cfg.level)
-    share = f"{cfg.level:.0%}"
-    drawn = "N_low" in found.table
-    between_ends = [share] if drawn else []
-    shown = Table(
-        "FLOPs C", "best N", *between_ends, "best D", *between_ends, "D / N", fitted.law.target, *between_ends, ""
-    )
-    for _, row in found.table.iterrows():
-        cells = [flops(row["C"])]
-        for name, write in (
-            ("N", short),
-            ("D", short),
-            ("tokens_per_parameter", three),
-            ("loss", lambda x: f"{x:.4f}"),
-        ):
-            cells.append(write(row[name]))
-            if drawn and name != "tokens_per_parameter":
-                cells.append(between(row[f"{name}_low"], row[f"{name}_high"], write))
-        shown.add_row(*cells, "extrapolated" if row["extrapolated"] else "")
-    Console(highlight=False, width=140).print(shown)
-    print(f"Budgets are {found.convention}.")
-    if fitted.rows.convention.get("C", "6 N D") != "6 N D" and along is None:
-        print(f"The fitted rows count C otherwise: {fitted.rows.convention['C']}.")
-    for note in found.notes:
-        print(f"Note: {note}")
-    if not drawn:
-        print("No intervals: the fit has no bootstrap replicates (fulcrum fit bootstrap=1000).")
-
-
-def plan_next_command(cfg: DictConfig) -> None:
-    """Writes the runs, within `cfg.budget` FLOPs, that would make the law's prediction at the target surest."""
-    import pandas as pd
-
-    from scaling import keep, next_runs
-    from scaling.allocate import allocate, check_law, family
-    from scaling.design import plan_next
-
-    fitted, kept = keep.read(_given(cfg, "fit", "fit.json"))
-    (budget,) = _budgets(_given(cfg, "budget", "1e18"), "budget")
-    check_law(fitted)
-    shapes = kept["state"]["shapes"]
-    models = None if cfg.models is None else [str(name) for name in cfg.models]
-    sizes = next_runs.sizes(shapes, models)
-    aim = cfg.target
-    if (aim.N is None) != (aim.D is None) or (aim.C is not None and aim.N is not None):
-        raise ValueError("target: give both target.N and target.D, or target.C (its best N and D), or nothing.")
-    if aim.N is None:
-        largest = 10 * float(fitted.rows.table["C"].max())
-        best = allocate(fitted, aim.C or largest, family(pd.DataFrame(shapes))).table
-        target = best[["N", "D"]]
-    else:
-        target = pd.DataFrame({"N": [float(aim.N)], "D": [float(aim.D)]})
-    design = plan_next(fitted, sizes, budget, target, cfg.most, cfg.level)
-    out = Path(cfg.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, next_runs.points_file(design, called()))
-    shown = Table("N", "tokens D", "D / N", "FLOPs C", "overrides")
-    for _, run in design.runs.iterrows():
-        shown.add_row(short(run["N"]), short(run["D"]), three(run["D"] / run["N"]), flops(run["C"]),
-                      escape(" ".join(run["overrides"])))  # fmt: skip
-    Console(highlight=False, width=160).print(shown)
-    at = target.iloc[0]
-    print(
-        f"{len(design.runs)} runs, {flops(design.flops)} FLOPs. The {cfg.level:.0%} interval of the law at N = "
-        f"{short(at['N'])}, D = {short(at['D'])} (loss {fitted.predict(target)[fitted.law.target].iloc[0]:.4f}): "
-        f"now +-{design.before:.2%}, with these runs about +-{design.after:.2%}. A uniform grid of as many runs would "
-        f"need {design.uniform_flops / design.flops:.1f} times the FLOPs for that."
-    )
-    print(f"Written to {out}: fulcrum train points={out}")
 
 
 def list_laws() -> None:
@@ -329,18 +274,8 @@ def _existing(path: str, option: str) -> Path:
     return Path(path)
 
 
-def _budgets(given: Any, option: str = "C") -> list[float]:
-    values = list(given) if OmegaConf.is_list(given) else [given]
-    try:
-        budgets = [float(value) for value in values]
-    except (TypeError, ValueError):
-        raise ValueError(f"{option}={given}: training FLOPs, as 1e22 or [1e21,1e22].") from None
-    if not all(0 < value < float("inf") for value in budgets):
-        raise ValueError(f"{option}={given} must be positive training FLOPs.")
-    return budgets
-
-
-def _given(cfg: DictConfig, name: str, example: str) -> Any:
+def given(cfg: DictConfig, name: str, example: str) -> Any:
+    """An option that must be given. ValueError with an example where it is not."""
     if cfg[name] is None:
         raise ValueError(f"{name}=<...> is needed, as in {name}={example}.")
     return cfg[name]

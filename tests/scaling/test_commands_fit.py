@@ -15,13 +15,8 @@ from data.tokenizers import vocab_size_of
 from fulcrum import open_keys
 from scaling import keep, laws, next_runs
 from scaling.allocate import allocate
-from scaling.commands_fit import (
-    allocate_command,
-    fit_command,
-    list_laws,
-    plan_next_command,
-    predict_command,
-)
+from scaling.commands_fit import fit_command, list_laws, predict_command
+from scaling.commands_next import allocate_command, plan_next_command
 from scaling.laws import Chinchilla
 from scaling.laws.law import Law
 from scaling.losses import Absolute, Huber, LeastSquares, StudentT
@@ -191,7 +186,7 @@ def test_fixed_parameters_priors_and_columns_arrive_in_the_fit(tmp_path):
         (["columns.X=N"], r"columns\.X: Chinchilla reads N, D, loss, C only"),
         (["columns.N=size"], r"no column 'size'.*columns\.N=<column>"),
         (["law=additive_mixture"], r"law\.domains is not given"),
-        (["loss.width=-1"], r"must be positive: a width in log residuals"),
+        (["loss.width=-1"], r"must be positive: in log residuals"),
         (["starts=0"], r"starts=0 must be at least 1"),
         (["weights=w"], r"weights=w: the table has no such column"),
         (["bootstrap=1"], r"bootstrap=1 must be at least 2"),
@@ -307,16 +302,16 @@ def test_allocate_without_replicates_says_that_it_has_no_intervals(tmp_path, cap
 
 @pytest.mark.parametrize("budget", ["-1", "0", "[1e20,-3]"])
 def test_budgets_that_are_none_are_refused(table_fit, budget):
-    with pytest.raises(ValueError, match="Budgets must be positive training FLOPs"):
+    with pytest.raises(ValueError, match="must be positive training FLOPs"):
         allocate_command(config("allocate", f"fit={table_fit}", f"C={budget}"))
 
 
 def test_allocate_and_plan_next_serve_laws_of_n_and_d_only(tmp_path):
     points().to_csv(tmp_path / "t.csv", index=False)
     fit_command(config("fit", "law=kaplan_data", f"table={tmp_path}/t.csv", f"out={tmp_path}/f.json", "bootstrap=0"))
-    with pytest.raises(ValueError, match="reads D: sizes are allocated for laws of N and D"):
+    with pytest.raises(ValueError, match="predicts loss from D: best sizes need a law of the loss in N and D"):
         allocate_command(config("allocate", f"fit={tmp_path}/f.json", "C=1e20"))
-    with pytest.raises(ValueError, match="reads D: plan-next serves laws of N and D"):
+    with pytest.raises(ValueError, match="predicts loss from D: best sizes need a law of the loss in N and D"):
         plan_next_command(config("plan_next", f"fit={tmp_path}/f.json", "budget=1e20"))
 
 
@@ -421,3 +416,90 @@ def test_the_console_command_lists_the_laws(fulcrum):
 def test_a_mistake_on_the_console_is_one_message_without_a_traceback(fulcrum, arguments, words):
     result = fulcrum(*arguments)
     assert result.returncode == 1 and words in result.stderr and "Traceback" not in result.stderr
+
+
+# --- one fit for every value of a column; mixtures ---------------------------------------------------------------
+
+
+def test_each_value_of_a_column_gets_a_law_and_a_file_of_its_own(tmp_path, capsys):
+    c = np.geomspace(1e18, 1e22, 12)
+    truth = {"code": (9.0, -0.05), "math": (7.0, -0.03)}
+    frames = [pd.DataFrame({"C": c, "loss": k * c**a, "skill": name}) for name, (k, a) in truth.items()]
+    pd.concat(frames).to_csv(tmp_path / "skills.csv", index=False)
+    common = [f"table={tmp_path}/skills.csv", f"out={tmp_path}/fits", "bootstrap=0", "starts=4"]
+    fit_command(config("fit", "law=power_law", "each=skill", *common))
+    printed = capsys.readouterr().out
+    for name, (k, a) in truth.items():
+        found, kept = keep.read(tmp_path / "fits" / f"{name}.json")
+        assert found.params == pytest.approx({"k": k, "a_C": a}, rel=1e-6) and kept["skill"] == name
+        assert name in printed
+    with pytest.raises(ValueError, match="by=task: the table has no such column"):
+        fit_command(config("fit", "law=power_law", "each=task", *common))
+
+
+def test_allocate_gives_a_mixture_its_best_weights_with_intervals(tmp_path, capsys):
+    law = laws.AdditiveMixture(("web", "code"))
+    rng = np.random.default_rng(0)
+    h = rng.uniform(0.1, 0.9, 60)
+    table = pd.DataFrame({"h_web": h, "h_code": 1 - h, "N": np.exp(rng.uniform(15, 20, 60))})
+    table["D"] = np.exp(rng.uniform(18, 23, 60))
+    truth = dict(zip(law.names, (1.5, 1.0, 0.5, 1.0, 0.5, 100.0, 0.3, 300.0, 0.3), strict=True))
+    table["loss"] = law.predict(truth, law.features(table)) * np.exp(0.001 * rng.standard_normal(60))
+    table.to_csv(tmp_path / "mix.csv", index=False)
+    options = ["law=additive_mixture", "law.domains=[web,code]", "bootstrap=20", "starts=16", "holdout=null"]
+    fit_command(config("fit", *options, f"table={tmp_path}/mix.csv", f"out={tmp_path}/mix.json"))
+    capsys.readouterr()
+    allocate_command(config("allocate", f"fit={tmp_path}/mix.json", "N=1e9", "D=2e10"))
+    line = next(text for text in capsys.readouterr().out.splitlines() if "web" in text)
+    best, low, high = (float(x) for x in re.findall(r"\d\.\d+", line))
+    # Two domains alike: half of each is best.
+    assert best == pytest.approx(0.5, abs=0.1) and low <= best <= high
+    with pytest.raises(ValueError, match=r"N=<...> is needed"):
+        allocate_command(config("allocate", f"fit={tmp_path}/mix.json"))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["N=-1", "D=1e9"], "N .column N. must be a positive number.*-1"),
+        (["N=abc", "D=1e9"], "N .column N. must be a positive number.*'abc'"),
+        (["table=nowhere.csv"], "table=nowhere.csv: no such file"),
+    ],
+)
+def test_what_no_run_can_have_is_not_predicted(tmp_path, options, words):
+    points().to_csv(tmp_path / "t.csv", index=False)
+    common = [f"table={tmp_path}/t.csv", f"out={tmp_path}/fit.json", "bootstrap=0", "starts=8", "holdout=null"]
+    fit_command(config("fit", *common))
+    with pytest.raises(ValueError, match=words):
+        predict_command(config("predict", f"fit={tmp_path}/fit.json", *options))
+
+
+def test_a_law_whose_column_is_called_like_a_group_of_options_can_be_asked(tmp_path, capsys):
+    loss = np.linspace(2.0, 4.0, 20)
+    table = pd.DataFrame({"loss": loss, "error": 0.8 - 2.0 * np.exp(-1.0 * loss)})
+    table.to_csv(tmp_path / "t.csv", index=False)
+    common = [f"table={tmp_path}/t.csv", f"out={tmp_path}/fit.json", "bootstrap=0", "starts=16", "holdout=null"]
+    fit_command(config("fit", "law=downstream_error", *common))
+    capsys.readouterr()
+    predict_command(config("predict", f"fit={tmp_path}/fit.json", "loss=3.0"))
+    assert f"{0.8 - 2.0 * np.exp(-3.0):.4f}"[:6] in capsys.readouterr().out
+
+
+def test_total_parameters_are_counted_as_such_all_the_way(runs_folder, tmp_path, capsys):
+    options = [f"runs={runs_folder}", "columns.N=N_total", f"out={tmp_path}/fit.json", "bootstrap=0", "starts=8"]
+    fit_command(config("fit", *options))
+    found, kept = keep.read(tmp_path / "fit.json")
+    assert "embedding and output head included" in kept["convention"]["N"]
+    sizes = load_runs(runs_folder)["N_total"].unique()
+    assert sorted(shape["N"] for shape in kept["state"]["shapes"]) == sorted(sizes)
+    assert found.rows.table["N"].isin(sizes).all()
+
+
+def test_a_law_of_something_else_has_no_best_size(tmp_path):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"N": np.exp(rng.uniform(15, 20, 12)), "D": np.exp(rng.uniform(18, 23, 12))})
+    table.assign(lr=lambda t: 2.0 * t["N"] ** -0.5 * t["D"] ** 0.1).to_csv(tmp_path / "t.csv", index=False)
+    common = [f"table={tmp_path}/t.csv", f"out={tmp_path}/fit.json", "bootstrap=0", "starts=4", "holdout=null"]
+    fit_command(config("fit", "law=step_law_rate", *common))
+    with pytest.raises(ValueError, match=r"predicts lr from N, D: best sizes need a law of the loss"):
+        allocate_command(config("allocate", f"fit={tmp_path}/fit.json", "C=1e20"))

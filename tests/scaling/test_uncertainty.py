@@ -459,3 +459,34 @@ def test_a_cluster_bootstrap_of_one_run_is_refused():
     with pytest.raises(ValueError, match="draws runs, and this fit has one"):
         one_run.bootstrap(10, kind="cluster")
     assert one_run.bootstrap(10).bootstrap_kind == "residual"
+
+
+@pytest.mark.parametrize(
+    ("rows", "runs", "kind"), [(12, None, "residual"), (40, None, "pairs"), (40, 3, "residual"), (40, 10, "cluster")]
+)
+def test_what_is_drawn_depends_on_how_much_there_is(rows, runs, kind):
+    table = plane(rows)
+    if runs:
+        table["run_id"] = [f"r{k % runs}" for k in range(rows)]
+    found = fit(PLANE, table, LeastSquares(), starts=1)
+    assert found.bootstrap(5).bootstrap_kind == kind
+    few = any("do not say how runs differ" in text for text in found.warnings)
+    assert few == (runs == 3)
+
+
+def test_as_many_rows_as_parameters_leave_nothing_to_say_and_are_refused():
+    with pytest.raises(ValueError, match=r"3 parameters to fit.*one row more"):
+        fit(PLANE, plane(3), starts=1)
+    assert fit(PLANE, plane(4), starts=1).standard_errors["a_N"] > 0
+
+
+def test_a_target_that_never_changes_is_refused():
+    with pytest.raises(ValueError, match="in all 12 rows: there is nothing to fit"):
+        fit(PLANE, plane(12).assign(loss=2.5), starts=1)
+
+
+def test_memory_of_a_bootstrap_is_bounded_by_batches_that_change_nothing(monkeypatch):
+    found = fit(PLANE, plane(40), LeastSquares(), starts=1)
+    whole = found.bootstrap(50).free_replicates
+    monkeypatch.setattr("scaling.uncertainty.CELLS", 40 * 7)
+    np.testing.assert_allclose(found.bootstrap(50).free_replicates, whole, rtol=1e-9)
