@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _OUTLIER = 4.0  # robust standard deviations, and more where so many rows have some that far by chance
 _LEVERAGE = 3.0  # times the mean leverage p / n
 _PATTERN = 0.01  # p-value of a rank correlation or of curvature along an axis
+_LEVELS = 6
 _MOVED = 2.0  # standard errors by which a choice may move a parameter unnoticed
 _SMALLEST = 0.2  # share of rows with the least compute (or first column) that are dropped
 
@@ -60,8 +61,9 @@ def _far(count: int) -> float:
 
 
 def patterns(fit: Fit) -> dict[str, dict[str, float]]:
-    """For each numeric column: p-values of a slope (Spearman's rank correlation of the residuals with it) and of a
-    bend (with its distance from the middle of the ranks). Small ones mean the law's form misses something there."""
+    """For each numeric column: p-values of a slope (Spearman's rank correlation of the residuals with it), of a bend
+    (with its distance from the middle of the ranks), and of any difference between its levels (Kruskal and Wallis
+    1952). Small ones mean the law's form misses something there."""
     r = fit.residuals.to_numpy()
     found = {}
     for column in fit.law.inputs:
@@ -69,8 +71,21 @@ def patterns(fit: Fit) -> dict[str, dict[str, float]]:
         if column.domain == "label" or values.nunique() < 4 or np.ptp(r) == 0:
             continue
         rank = values.rank().to_numpy()
-        found[column.name] = {"slope_p": _rank_p(rank, r), "bend_p": _rank_p(np.abs(rank - rank.mean()), r)}
+        found[column.name] = {
+            "slope_p": _rank_p(rank, r),
+            "bend_p": _rank_p(np.abs(rank - rank.mean()), r),
+            "levels_p": _levels_p(values, r),
+        }
     return found
+
+
+def _levels_p(values: pd.Series, y: np.ndarray) -> float:
+    """p-value of the Kruskal-Wallis test between the levels of a column, or sixths of it where there are many."""
+    levels = values if values.nunique() <= _LEVELS else pd.qcut(values.rank(method="first"), _LEVELS, labels=False)
+    ranks = pd.Series(y).rank().groupby(levels.to_numpy())
+    n = len(y)
+    statistic = 12 / (n * (n + 1)) * float((ranks.sum() ** 2 / ranks.size()).sum()) - 3 * (n + 1)
+    return float(special.chdtrc(ranks.ngroups - 1, max(statistic, 0.0)))
 
 
 def _rank_p(x: np.ndarray, y: np.ndarray) -> float:
@@ -139,9 +154,11 @@ def warnings(fit: Fit) -> list[str]:
             f"worst is row {far.index[0]} ({_size(fit, worst['residual'])}, leverage {worst['leverage']:.2f})"
             + (f"; {int(heavy.sum())} of them have high leverage: look at those runs first." if heavy.any() else ".")
         )
-    for column, p in patterns(fit).items():
-        for kind, words in (("slope_p", "drift"), ("bend_p", "bend")):
-            if p[kind] < _PATTERN:
+    seen = patterns(fit)
+    limit = _PATTERN / max(3 * len(seen), 1)  # one false alarm in a hundred tables, whatever the number of tests
+    for column, p in seen.items():
+        for kind, words in (("slope_p", "drift"), ("bend_p", "bend"), ("levels_p", "differ between levels")):
+            if p[kind] < limit:
                 said.append(
                     f"Residuals {words} along {column} (p = {p[kind]:.1g}): the law's form misses something there."
                 )

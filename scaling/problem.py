@@ -227,6 +227,7 @@ class Problem:
             prediction = self.law.predict(p, self.features)
             size = self.target if self.residuals == "log" else np.full_like(self.target, self.typical)
             shape = (len(theta), len(self.target))
+            size = size / np.sqrt(self.weights)
             design = np.stack([np.broadcast_to(prediction.grad[i], shape) for i in range(len(names))], axis=1) / size
             own = np.stack([np.broadcast_to(p[name].value, (len(theta), 1)) for name in names], axis=1)
             wanted = (self.target - prediction.value) / size + (design * own).sum(axis=1)
@@ -237,7 +238,7 @@ class Problem:
         moving = np.ones_like(solved, bool)
         for _ in range(len(at)):  # non-negative least squares, dropping what turns negative
             rest = wanted - np.einsum("kpr,kp->kr", design, np.where(moving, 0.0, solved))
-            part = design * (moving * np.sqrt(self.weights).mean())[:, :, None]
+            part = design * moving[:, :, None]
             normal = part @ part.transpose(0, 2, 1)
             trace = np.einsum("kpp->k", normal)[:, None, None]
             normal += np.where(np.isfinite(trace) & (trace > 0), 1e-12 * trace, 1.0) * np.eye(len(at))
