@@ -98,8 +98,8 @@ class Problem:
         progress: str = "",
     ) -> newton.Minima:
         """Ends of the minimisations from `points` (k, free). `weights` and `target` (k, rows) differ between problems
-        where given, `box` bounds (k, free) and `shifts` (k,) of the
-        priors' means, in their standard deviations, too. `progress` names the work on a terminal."""
+        where given, and so do bounds `box` (k, free) and `shifts` (k,) of the priors' means, in their standard
+        deviations. `progress` names the work on a terminal."""
         lower, upper = self.box() if box is None else box
         size = max(np.size(values) for values in (*self.features.values(), self.target))
         chunk = int(np.clip(_CHUNK // size, 1, 128))

@@ -8,6 +8,7 @@ number of breaks). Formula, parameters, units and source are data; the formula i
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, Literal
@@ -91,7 +92,7 @@ class Reference:
     known_from: Literal["code", "abstract", "secondary", "refit", "recalled"]
 
 
-class Law:
+class Law(ABC):
     """A formula for a quantity (usually the loss) in the columns of a table of runs.
 
     A subclass is a frozen dataclass that sets the fields below and defines `predict`; nothing else is needed to fit it.
@@ -118,15 +119,15 @@ class Law:
     along_curves = False
     """The formula reads a row's own past: rows of one run_id in the order of `step` are one curve."""
 
+    @abstractmethod
     def predict(self, p: Mapping[str, Any], columns: Mapping[str, Any]) -> Any:
         """The formula. `p`: floats, arrays (problems, 1) or jets by name; `columns`: arrays (rows,)."""
-        raise NotImplementedError
 
     def features(self, table: Mapping[str, Any]) -> dict[str, Any]:
         """What `predict` reads, from the columns of a table of runs: the columns themselves as floats."""
         return {name: np.asarray(table[name], float) for name in self.columns}
 
-    def check(self, table: Mapping[str, Any]) -> None:
+    def check(self, table: Mapping[str, Any]) -> None:  # noqa: B027 - most laws have no such rule
         """ValueError where rows break a rule that concerns several columns at once (weights that sum to one)."""
 
     def written(self, p: Mapping[str, float]) -> str:
