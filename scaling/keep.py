@@ -21,6 +21,8 @@ from scaling.laws.law import Law, Prior
 from scaling.losses import Loss
 from scaling.rows import Rows
 
+_PROFILED = 2_000  # rows up to which a file has the profiles of all parameters
+
 
 def law_from(spec: Mapping[str, Any]) -> Law:
     """The law of a configuration: `_target_`, a class of `scaling.laws`, and its fields."""
@@ -82,7 +84,7 @@ def numbers(fit: Fit, level: float = 0.9, shapes: Sequence[Mapping[str, Any]] = 
         "r_squared": fit.r_squared,
         "at_bound": fit.at_bound,
         "unidentified": fit.unidentified,
-        "profiles": {} if fit.law.along_curves else _profiles(fit, level),
+        "profiles": _profiles(fit, level),
         "residual_of_row": fit.residuals.tolist(),
         "warnings": fit.warnings,
         "diagnosis": diagnose.numbers(fit),
@@ -108,7 +110,10 @@ def numbers(fit: Fit, level: float = 0.9, shapes: Sequence[Mapping[str, Any]] = 
 
 
 def _profiles(fit: Fit, level: float) -> dict[str, list[float]]:
-    """The ends of the profile interval of every free parameter; infinite where it is open."""
+    """The ends of the profile interval of every free parameter, infinite where it is open; none for curves and for
+    many rows, where they are long work (`fit.profile` gives them one by one)."""
+    if fit.law.along_curves or len(fit.rows.table) > _PROFILED:
+        return {}
     found = {name: fit.profile(name, level) for name in fit.standard_errors}
     return {name: [profile.low, profile.high] for name, profile in found.items()}
 
