@@ -18,12 +18,7 @@ COMMANDS = {
     ),
     "predict": ("predict", "scaling.commands_fit", "predict_command", "what a fitted law predicts, with intervals"),
     "allocate": ("allocate", "scaling.commands_next", "allocate_command", "the best size and tokens for a budget"),
-    "plan-next": (
-        "plan_next",
-        "scaling.commands_next",
-        "plan_next_command",
-        "the runs that would tell most",
-    ),
+    "plan-next": ("plan_next", "scaling.commands_next", "plan_next_command", "the runs that would tell most"),
     "report": ("report", "scaling.commands", "report_command", "write the report of an experiment"),
     "runs": ("runs", "scaling.commands", "runs_command", "show the table of runs"),
 }

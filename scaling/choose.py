@@ -154,7 +154,7 @@ def _tested(fit: Fit, by: str, low: float, high: float) -> Holdout:
     """Fitted to the rows of `by` below `low`, tested on those from `low` to `high`."""
     table = fit.rows.table
     kept, out = table[table[by] < low], table[(table[by] >= low) & (table[by] <= high)]
-    without = fit.with_settings(fit.law, kept)
+    without = fit.refitted(kept)
     target = fit.law.target
     tested = out[list(dict.fromkeys([*fit.law.columns, by, target]))].copy()
     if fit.law.along_curves:  # a curve's rows need their past

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,9 +15,7 @@ from rich.table import Table
 
 from data.records import load_curves, load_runs, write_atomic, write_json
 from scaling.commands import called, filtered
-from scaling.wording import between, three
-
-_SHOWN = 40  # rows of a prediction on the terminal
+from scaling.wording import between, minima, three
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from scaling.choose import Holdout
     from scaling.fit import Fit
     from scaling.laws.law import Law
+
+_SHOWN = 40  # rows of a prediction on the terminal
 
 
 def fit_command(cfg: DictConfig) -> None:
@@ -110,8 +112,8 @@ def predict_command(cfg: DictConfig) -> None:
     if cfg.table is not None:
         table = load_runs(_existing(cfg.table, "table")).assign(**at)
     else:
-        values = {name: OmegaConf.to_container(v) if OmegaConf.is_list(v) else [v] for name, v in at.items()}
-        table = pd.DataFrame([dict(zip(values, row, strict=True)) for row in _product(list(values.values()))])
+        values = {name: list(v) if OmegaConf.is_list(v) else [v] for name, v in at.items()}
+        table = pd.DataFrame([dict(zip(values, row, strict=True)) for row in product(*values.values())])
     missing = [name for name in fitted.law.columns if name not in table]
     if missing:
         raise ValueError(
@@ -145,8 +147,6 @@ def list_laws() -> None:
     import yaml
 
     from scaling import keep
-
-    from importlib.resources import files  # isort: skip
 
     console = Console(highlight=False, soft_wrap=True)
     for file in sorted((files("conf") / "law").iterdir(), key=lambda file: file.name):
@@ -189,13 +189,12 @@ def _print_fit(fitted: Fit, held_out: Holdout | str | None) -> None:
     console.print(table)
     counted = "; ".join(f"{name}: {words}" for name, words in rows.convention.items())
     print(f"{len(rows.table)} rows. {counted}.")
-    only = "the only minimum found" if len(fitted.minima) == 1 else f"the best of {len(fitted.minima)} minima found"
     logs = fitted.problem.residuals == "log"
     size = "{:.2%}" if logs else "{:.4g}"
     rms, most = (float(np.expm1(x)) if logs else x for x in (fitted.residual_rms, fitted.residual_max))
     print(
-        f"Objective {fitted.objective:.6g}, reached by {fitted.agreement:.0%} of {fitted.starts} starts, {only}; "
-        f"residuals {size.format(rms)} (rms), {size.format(most)} at worst."
+        f"Objective {fitted.objective:.6g}, reached by {fitted.agreement:.0%} of {fitted.starts} starts, "
+        f"{minima(len(fitted.minima))}; residuals {size.format(rms)} (rms), {size.format(most)} at worst."
     )
     if len(fitted.minima) > 1:
         for minimum in fitted.minima[:4]:
@@ -279,12 +278,6 @@ def given(cfg: DictConfig, name: str, example: str) -> Any:
     if cfg[name] is None:
         raise ValueError(f"{name}=<...> is needed, as in {name}={example}.")
     return cfg[name]
-
-
-def _product(values: list[Any]) -> list[list[Any]]:
-    from itertools import product
-
-    return [list(row) for row in product(*values)]
 
 
 def _digits(value: float) -> str:

@@ -24,11 +24,11 @@ _WEIGHT_DRAWS = 100  # replicates that the interval of a mixture's best weights 
 
 def allocate_command(cfg: DictConfig) -> None:
     """Prints the best model size and token count for training budgets, with intervals."""
+    import pandas as pd
+
     from scaling import keep
     from scaling.allocate import allocate, family
     from scaling.laws.mixtures import Mixture
-
-    import pandas as pd  # isort: skip
 
     fitted, kept = keep.read(given(cfg, "fit", "fit.json"))
     if isinstance(fitted.law, Mixture):

@@ -51,7 +51,10 @@ def rows(fit: Fit) -> pd.DataFrame:
 
 def outliers(fit: Fit) -> pd.DataFrame:
     """The rows of `rows` that lie further off than chance explains, worst first."""
-    table = rows(fit)
+    return _outliers(rows(fit))
+
+
+def _outliers(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["z"].abs() > _far(len(table))].sort_values("z", key=np.abs, ascending=False)
 
 
@@ -130,7 +133,7 @@ def numbers(fit: Fit) -> dict[str, Any]:
     return {
         "outliers": [{"row": str(index), **{k: float(v) for k, v in row.items()}} for index, row in found.iterrows()],
         "patterns": patterns(fit),
-        "sensitivity": sensitivity(fit),
+        "sensitivity": fit.sensitivity,
     }
 
 
@@ -145,7 +148,7 @@ def warnings(fit: Fit) -> list[str]:
         return []
     said = []
     table = rows(fit)
-    far = table[table["z"].abs() > _far(len(table))].sort_values("z", key=np.abs, ascending=False)
+    far = _outliers(table)
     if len(far):
         worst = far.iloc[0]
         heavy = far["leverage"] > _LEVERAGE * table["leverage"].mean()
@@ -163,7 +166,7 @@ def warnings(fit: Fit) -> list[str]:
                     f"Residuals {words} along {column} (p = {p[kind]:.1g}): the law's form misses something there."
                 )
     errors = fit.standard_errors
-    for name, params in sensitivity(fit).items():
+    for name, params in fit.sensitivity.items():
         moved = {}
         for parameter in fit.problem.free_parameters:
             if parameter.name in errors and errors[parameter.name] > 0:

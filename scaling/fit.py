@@ -175,6 +175,11 @@ class Fit:
         return identify.unidentified(self)
 
     @cached_property
+    def sensitivity(self) -> dict[str, dict[str, float]]:
+        """Parameters under other choices of loss and rows; see `diagnose.sensitivity`."""
+        return diagnose.sensitivity(self)
+
+    @cached_property
     def warnings(self) -> list[str]:
         """Everything a reader must know before trusting the numbers, one sentence each."""
         return [*self.rows.notes, *identify.doubts(self), *self.unidentified.values(), *diagnose.warnings(self)]
@@ -184,18 +189,15 @@ class Fit:
         values) in free centred coordinates; at the fitted rows, or at those of `table`."""
         return uncertainty.jacobian(self, table)
 
-    def with_settings(self, law: Law, table: pd.DataFrame, **changed: Any) -> Fit:
-        """`law` fitted to `table` (rows of this fit, under the law's own names) as this fit was made."""
-        problem = self.problem
-        settings: dict[str, Any] = {
-            "loss": problem.loss, "starts": self.starts, "seed": self.seed, "residuals": problem.residuals,
-            "fixed": {k: v for k, v in problem.fixed.items() if k in law.names},
-            "priors": {k: v for k, v in problem.priors.items() if k in law.names},
-            "weights": "weight",
-        }  # fmt: skip
+    def refitted(self, table: pd.DataFrame) -> Fit:
+        """The law fitted to `table` (rows of this fit, under the law's own names) as this fit was made."""
+        law, problem = self.law, self.problem
         names = {str(c): str(c) for c in table if c in {*law.columns, law.target, "C"}}
         source = table.drop(columns="run_id", errors="ignore").rename(columns={"group": "run_id"})
-        return fit(law, source, columns=names, **(settings | changed))
+        return fit(
+            law, source, problem.loss, self.starts, self.seed, problem.fixed, problem.priors, "weight", names,
+            problem.residuals,
+        )  # fmt: skip
 
 
 def fit(

@@ -15,7 +15,7 @@ import numpy as np
 from scaling.intervals import profile
 from scaling.losses import has_scale
 from scaling.problem import Problem
-from scaling.uncertainty import FEW_RUNS
+from scaling.uncertainty import FEW_RUNS, law_free
 
 if TYPE_CHECKING:
     from scaling.fit import Fit
@@ -105,12 +105,13 @@ def doubts(fit: Fit) -> list[str]:
             f"{len(fit.rows.table)} rows of {runs} run{'s' * (runs > 1)}: rows of one run are not independent, and so "
             "few runs do not say how runs differ. Intervals are too narrow by an unknown factor."
         )
-    if condition_number(fit) > _IMITATION:
+    condition = condition_number(fit)
+    if condition > _IMITATION:
         said.append(
-            f"The parameters imitate each other (condition number {condition_number(fit):.1g}): take their values "
+            f"The parameters imitate each other (condition number {condition:.1g}): take their values "
             "together or not at all."
         )
-    rows, parameters = len(fit.rows.table), len(_names(fit))
+    rows, parameters = len(fit.rows.table), len(law_free(fit))
     if rows < 2 * parameters:
         said.append(f"{rows} rows for {parameters} parameters: small residuals prove little here.")
     return said
@@ -120,11 +121,11 @@ def flat_direction(fit: Fit) -> list[str]:
     """The parameters that trade against each other without changing the predictions; empty where there are none."""
     length, values, vectors = _directions(fit)
     if not (length > 0).all():
-        return [name for name, size in zip(_names(fit), length, strict=True) if not size > 0]
+        return [name for name, size in zip(law_free(fit), length, strict=True) if not size > 0]
     if values[0] > _FLAT * values[-1]:
         return []
     weight = np.abs(vectors[:, 0])
-    return [name for name, w in zip(_names(fit), weight, strict=True) if w > 0.2 * weight.max()]
+    return [name for name, w in zip(law_free(fit), weight, strict=True) if w > 0.2 * weight.max()]
 
 
 def condition_number(fit: Fit) -> float:
@@ -140,7 +141,3 @@ def _directions(fit: Fit) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     scaled = jacobian / np.where(length > 0, length, 1.0)
     squares, vectors = np.linalg.eigh(scaled.T @ scaled)
     return length, np.sqrt(np.maximum(squares, 0.0)), vectors
-
-
-def _names(fit: Fit) -> list[str]:
-    return [name for name in fit.problem.names if name in fit.law.names]

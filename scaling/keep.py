@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -26,28 +27,29 @@ _PROFILED = 2_000  # rows up to which a file has the profiles of all parameters
 
 def law_from(spec: Mapping[str, Any]) -> Law:
     """The law of a configuration: `_target_`, a class of `scaling.laws`, and its fields."""
-    name = str(spec["_target_"]).removeprefix("scaling.laws.")
-    kind = getattr(laws, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, Law) and kind is not Law):
-        raise ValueError(f"law._target_={spec['_target_']}: no such law. `fulcrum fit --list` shows those that exist.")
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items() if k != "_target_"}
-    try:
-        return kind(**fields)
-    except TypeError as error:
-        raise ValueError(f"law: {name} cannot be made from {fields or 'no fields'}: {error}.") from None
+    hint = "no such law. `fulcrum fit --list` shows those that exist."
+    law: Law = _made("law", spec, laws, Law, hint)
+    return law
 
 
 def loss_from(spec: Mapping[str, Any]) -> Loss:
     """The loss of a configuration: `_target_`, a class of `scaling.losses`, and its fields."""
-    name = str(spec["_target_"]).removeprefix("scaling.losses.")
-    kind = getattr(losses, name, None)
-    if not (isinstance(kind, type) and name in ("Huber", "LeastSquares", "Absolute", "StudentT")):
-        raise ValueError(f"loss._target_={spec['_target_']}: one of Huber, LeastSquares, Absolute, StudentT.")
-    fields = {k: v for k, v in spec.items() if k != "_target_"}
+    loss: Loss = _made("loss", spec, losses, Loss, "one of Huber, LeastSquares, Absolute, StudentT.")
+    return loss
+
+
+def _made(option: str, spec: Mapping[str, Any], module: ModuleType, base: type, hint: str) -> Any:
+    """An instance of the class of `module` that `_target_` names, of kind `base`. ValueError with `hint` where there is
+    none."""
+    name = str(spec["_target_"]).removeprefix(f"{module.__name__}.")
+    kind = getattr(module, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, base) and kind is not base):
+        raise ValueError(f"{option}._target_={spec['_target_']}: {hint}")
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items() if k != "_target_"}
     try:
         return kind(**fields)
     except TypeError as error:
-        raise ValueError(f"loss: {name} cannot be made from {fields}: {error}.") from None
+        raise ValueError(f"{option}: {name} cannot be made from {fields or 'no fields'}: {error}.") from None
 
 
 def numbers(fit: Fit, level: float = 0.9, shapes: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:

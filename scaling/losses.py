@@ -7,45 +7,42 @@ asks for plain differences, which come divided by the target's typical size.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 Parts = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-class Loss(Protocol):
+class Loss(ABC):
     """`loss(r)` -> value, slope and curvature, elementwise."""
 
     rounding: float
     """Objective per row that rounding alone can cause: below it, fits are exact and equal."""
 
+    @abstractmethod
     def __call__(self, r: np.ndarray) -> Parts: ...
 
     @property
     def path(self) -> Sequence[Loss]:
         """The losses to minimise one after the other, each from the end of the one before; the last is this one."""
-        ...
+        return (self,)
 
 
 @dataclass(frozen=True)
-class LeastSquares:
+class LeastSquares(Loss):
     """r^2 / 2."""
 
     rounding = 1e-22
-
-    @property
-    def path(self) -> Sequence[Loss]:
-        return (self,)
 
     def __call__(self, r: np.ndarray) -> Parts:
         return 0.5 * r * r, r, np.ones_like(r)
 
 
 @dataclass(frozen=True)
-class Huber:
+class Huber(Loss):
     """r^2 / 2 up to |r| = `width`, straight beyond (Huber 1964); Hoffmann et al. 2022 use width 1e-3 on log loss.
 
     With `above` below 1, rows that were measured above the law (r < 0) count that much less: the law follows the
@@ -62,10 +59,6 @@ class Huber:
         if not 0 < self.above <= 1:
             raise ValueError(f"above={self.above} must lie in (0, 1]: the weight of rows measured above the law.")
 
-    @property
-    def path(self) -> Sequence[Loss]:
-        return (self,)
-
     def __call__(self, r: np.ndarray) -> Parts:
         slope = np.clip(r, -self.width, self.width)
         value = self.width * (np.abs(r) - np.abs(slope)) + 0.5 * slope * slope
@@ -77,7 +70,7 @@ class Huber:
 
 
 @dataclass(frozen=True)
-class Absolute:
+class Absolute(Loss):
     """|r|: the law runs through the median of its rows.
 
     The limit of Huber's loss over its width. Newton's method cannot start at that limit, where there is no curvature;
@@ -99,7 +92,7 @@ class Absolute:
 
 
 @dataclass(frozen=True)
-class StudentT:
+class StudentT(Loss):
     """Minus the log likelihood of Student's t with `df` degrees of freedom, up to a constant.
 
     Its scale is fitted with the law: the engine divides residuals by it and adds its logarithm for every row. Heavy
@@ -112,10 +105,6 @@ class StudentT:
     def __post_init__(self) -> None:
         if not self.df > 0:
             raise ValueError(f"df={self.df} must be positive: degrees of freedom, as 4; large ones are Gaussian.")
-
-    @property
-    def path(self) -> Sequence[Loss]:
-        return (self,)
 
     def __call__(self, r: np.ndarray) -> Parts:
         half, square = 0.5 * (self.df + 1), r * r

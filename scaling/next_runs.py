@@ -97,9 +97,14 @@ def named_models() -> dict[str, dict[str, Any]]:
     return found
 
 
+def overrides(run: pd.Series) -> list[str]:
+    """What trains a run of a design."""
+    return [*run["overrides"], f"total_tokens={run['D']:.4g}"]
+
+
 def points_file(design: Design, command: str) -> str:
     """The YAML text of the runs: one list of overrides each."""
-    points = [[*run["overrides"], f"total_tokens={run['D']:.4g}"] for _, run in design.runs.iterrows()]
+    points = [overrides(run) for _, run in design.runs.iterrows()]
     head = (
         f"# {len(points)} runs, {design.flops:.3g} FLOPs together, by: {command}\n# fulcrum train points=<this file>\n"
     )

@@ -66,8 +66,7 @@ class Problem:
         p.update(self.fixed)
         # Fixed and uncentred ones are raw; the powers in units are dimensionless parameters, the same in both.
         raw = self.uncentred | set(self.fixed)
-        inverse = {unit: 1.0 / value for unit, value in self.scale.items()}
-        return p | {q.name: q.rescaled(p, inverse) for q in self.law.parameters if q.name in raw}
+        return p | {q.name: q.rescaled(p, self._inverse) for q in self.law.parameters if q.name in raw}
 
     def raw(self, theta: np.ndarray) -> dict[str, Any]:
         """Parameters in the table's units, by name, from theta (..., free parameters)."""
@@ -75,9 +74,8 @@ class Problem:
 
     def free(self, raw: Mapping[str, Any]) -> np.ndarray:
         """theta of raw parameters, the inverse of `raw`; without the scale of a likelihood."""
-        inverse = {unit: 1.0 / value for unit, value in self.scale.items()}
         moving = [p for p in self.free_parameters if p is not _LOG_SCALE]
-        values = [raw[p.name] if p.name in self.uncentred else p.rescaled(raw, inverse) for p in moving]
+        values = [raw[p.name] if p.name in self.uncentred else p.rescaled(raw, self._inverse) for p in moving]
         return np.stack([p.to_free(np.asarray(x, float)) for p, x in zip(moving, values, strict=True)], axis=-1)
 
     def residual(self, theta: np.ndarray, target: np.ndarray | None = None, rows: slice = slice(None)) -> jets.Jet:
@@ -171,6 +169,11 @@ class Problem:
         kept = np.sort(np.random.default_rng(seed).choice(len(self.target), count, replace=False))
         features = {name: values[kept] for name, values in self.features.items()}
         return replace(self, features=features, target=self.target[kept], weights=self.weights[kept])
+
+    @property
+    def _inverse(self) -> dict[str, float]:
+        """The scale from raw units to centred ones."""
+        return {unit: 1.0 / value for unit, value in self.scale.items()}
 
     @property
     def typical(self) -> float:

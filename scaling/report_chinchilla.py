@@ -17,7 +17,7 @@ from scaling.laws import Chinchilla
 from scaling.report_approaches import approaches
 from scaling.report_page import Cell, Figure, Section, escape, figure, listing, math, paragraph, section, table
 from scaling.report_records import Records
-from scaling.wording import between, flops, short, thousandth, three
+from scaling.wording import between, flops, minima, short, thousandth, three
 
 _NEXT_RUNS = 8
 _BEYOND = 10.0  # budgets are shown up to this many times the largest that was run
@@ -138,12 +138,11 @@ def _law_blocks(fitted: Fit) -> list[str]:
         ]
         for p in fitted.law.parameters
     ]
-    only = "the only minimum found" if len(fitted.minima) == 1 else f"the best of {len(fitted.minima)} minima found"
     agreement = (
-        f"{fitted.agreement:.0%} of {fitted.starts} random starts end at the same optimum, {only}. Objective "
-        f"{fitted.objective:.4g}: the sum over {len(fitted.rows.table)} runs of {fitted.problem.loss!r} on log "
-        "residuals. Intervals are percentiles of bootstrap refits over runs; they hold the noise of "
-        "these runs, not the error of the law's form. Source: " + fitted.law.source + "."
+        f"{fitted.agreement:.0%} of {fitted.starts} random starts end at the same optimum, "
+        f"{minima(len(fitted.minima))}. Objective {fitted.objective:.4g}: the sum over {len(fitted.rows.table)} runs "
+        f"of {fitted.problem.loss!r} on log residuals. Intervals are percentiles of bootstrap refits over runs; they "
+        "hold the noise of these runs, not the error of the law's form. Source: " + fitted.law.source + "."
     )
     said = fitted.warnings
     return [
@@ -218,7 +217,7 @@ def _next_blocks(fitted: Fit, shapes: list[dict[str, Any]], budget: float) -> tu
             Cell(short(run["N"]), run["N"]),
             Cell(short(run["D"]), run["D"]),
             Cell(flops(run["C"]), run["C"]),
-            Cell(" ".join([*run["overrides"], f"total_tokens={run['D']:.4g}"])),
+            Cell(" ".join(next_runs.overrides(run))),
         ]
         for _, run in design.runs.iterrows()
     ]

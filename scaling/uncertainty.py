@@ -1,6 +1,6 @@
-"""How far a fit's numbers may be from the truth: bootstrap, covariance (delta method) and profiles.
+"""How far a fit's numbers may be from the truth: the bootstrap, and the covariance behind the delta method.
 
-All three hold the noise of the rows, not the error of the law's form. With psi the slope of the loss, J the Jacobian
+Both hold the noise of the rows, not the error of the law's form. With psi the slope of the loss, J the Jacobian
 of the residuals and k the curvature of the loss averaged over the noise, an M-estimate has the covariance
 A^-1 B A^-1, A = J'kJ, B = sum over runs of (J'psi)(J'psi)' (Huber and Ronchetti, Robust Statistics, 2nd ed.,
 chapter 7.6; White 1980), which asks neither equal noise nor independent rows of one run. The curvature of Huber's loss
@@ -91,8 +91,7 @@ def noise_draws(fit: Fit, rng: np.random.Generator, shape: tuple[int, ...]) -> n
     """Residuals of unit weight drawn with replacement, inflated by sqrt(n / (n - p)) for the fitted parameters
     (Davison and Hinkley 1997, chapter 6.2), and smoothed by a kernel: fits by nearly absolute losses pass through some
     of their rows, and those residuals of zero are no noise."""
-    weights = fit.problem.weights
-    residual = (_residuals(fit) * np.sqrt(weights))[weights > 0]
+    residual = _unit_residuals(fit)
     rows, p = len(residual), len(law_free(fit))
     middle, spread, width = residual.mean(), residual.std(), _kernel_width(residual)
     smooth = residual[rng.integers(rows, size=shape)] - middle + width * rng.standard_normal(shape)
@@ -105,9 +104,7 @@ def noise_draws(fit: Fit, rng: np.random.Generator, shape: tuple[int, ...]) -> n
 
 def _location(fit: Fit) -> float:
     """Where the loss itself puts the middle of the residuals of unit weight: 0 where the law has a free factor."""
-    weights = fit.problem.weights
-    residual = (_residuals(fit) * np.sqrt(weights))[weights > 0]
-    scale = float(np.exp(fit.free[-1])) if has_scale(fit.problem.loss) else 1.0
+    residual, scale = _unit_residuals(fit), _scale(fit)
     low, high = float(residual.min()), float(residual.max())
     for _ in range(60):
         middle = 0.5 * (low + high)
@@ -261,10 +258,21 @@ def _residuals(fit: Fit) -> np.ndarray:
     return np.asarray(fit.problem.residual(fit.free[None]).value)[0]
 
 
+def _unit_residuals(fit: Fit) -> np.ndarray:
+    """Of the rows that count, with the noise of a row of unit weight."""
+    weights = fit.problem.weights
+    return (_residuals(fit) * np.sqrt(weights))[weights > 0]
+
+
+def _scale(fit: Fit) -> float:
+    """The fitted scale of the residuals; 1 for losses that have none."""
+    return float(np.exp(fit.free[-1])) if has_scale(fit.problem.loss) else 1.0
+
+
 def row_variance(fit: Fit) -> float:
     """Variance of one row of unit weight as it enters estimates: mean psi^2 over the squared mean curvature of the
     loss, times n / (n - p). For least squares the residual variance."""
-    scale = float(np.exp(fit.free[-1])) if has_scale(fit.problem.loss) else 1.0
+    scale = _scale(fit)
     square, curvature = _moments(fit.problem, _residuals(fit) / scale)
     rows = int((fit.problem.weights > 0).sum())
     return scale**2 * square / curvature**2 * rows / max(rows - len(law_free(fit)), 1)

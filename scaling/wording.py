@@ -46,6 +46,11 @@ def between(low: float, high: float, shown: Callable[[float], str] = three) -> s
     return f"{shown(low)} to {shown(high)}"
 
 
+def minima(count: int) -> str:
+    """How many minima the starts of a fit found."""
+    return "the only minimum found" if count == 1 else f"the best of {count} minima found"
+
+
 # Column of a run's row -> its heading, and how its numbers are written.
 RUN_COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "N": ("N", short),

@@ -157,5 +157,5 @@ class Law(ABC):
         return tuple(parameter.name for parameter in self.parameters)
 
     def spec(self) -> dict[str, Any]:
-        """The class and its fields, from which `scaling.laws.law_from` makes the law again."""
+        """The class and its fields, from which `scaling.keep.law_from` makes the law again."""
         return {"_target_": f"scaling.laws.{type(self).__name__}", **(asdict(self) if is_dataclass(self) else {})}

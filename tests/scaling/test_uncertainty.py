@@ -57,11 +57,6 @@ def least_squares(table: pd.DataFrame):
     return design, inverse, measured - design @ (inverse @ design.T @ measured)
 
 
-def band(count: int, share: float = 0.9) -> tuple[float, float]:
-    """Shares that `count` trials of probability `share` leave once in 5,000 times."""
-    return tuple(stats.binom.ppf((1e-4, 1 - 1e-4), count, share) / count)
-
-
 # --- the delta method --------------------------------------------------------------------------------------------
 
 
