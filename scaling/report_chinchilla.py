@@ -141,8 +141,10 @@ def _law_blocks(fitted: Fit) -> list[str]:
     agreement = (
         f"{fitted.agreement:.0%} of {fitted.starts} random starts end at the same optimum, "
         f"{minima(len(fitted.minima))}. Objective {fitted.objective:.4g}: the sum over {len(fitted.rows.table)} runs "
-        f"of {fitted.problem.loss!r} on log residuals. Intervals are percentiles of bootstrap refits over runs; they "
-        "hold the noise of these runs, not the error of the law's form. Source: " + fitted.law.source + "."
+        f"of {fitted.problem.loss!r} on log residuals. Intervals are percentiles of bootstrap refits (by "
+        f"{fitted.bootstrap_kind}); they hold the noise of these runs, not the error of the law's form. Source: "
+        + fitted.law.source
+        + "."
     )
     said = fitted.warnings
     return [
