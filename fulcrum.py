@@ -21,6 +21,8 @@ COMMANDS = {
     "plan-next": ("plan_next", "scaling.commands_next", "plan_next_command", "the runs that would tell most"),
     "report": ("report", "scaling.commands", "report_command", "write the report of an experiment"),
     "runs": ("runs", "scaling.commands", "runs_command", "show the table of runs"),
+    "runs add": ("runs_add", "scaling.commands", "add_command", "store a downstream error in the record of a run"),
+    "export": ("export", "train.export", "export_command", "write a run's weights as transformers opens them"),
 }
 
 USAGE = """fulcrum - plan, train and fit families of language models
@@ -45,6 +47,8 @@ def main() -> None:
         print(USAGE.format(commands=commands), end="")
         sys.exit(0 if len(sys.argv) > 1 else 2)
     command = sys.argv.pop(1)
+    if command == "runs" and sys.argv[1:2] == ["add"]:
+        command = f"{command} {sys.argv.pop(1)}"
     if command not in COMMANDS:
         print(f"fulcrum: no command {command!r}. There is:\n{commands}", file=sys.stderr)
         sys.exit(2)
@@ -68,12 +72,21 @@ def main() -> None:
 
 
 def open_keys(command: str, arguments: list[str]) -> list[str]:
-    """The arguments with keys that no configuration can list, names of columns and parameters, as Hydra wants them."""
-    known = {"fit": r"(?!(columns|fixed|priors)\.)", "predict": r"(fit|table|level|out|hydra[./]\S*)="}.get(command)
+    """The arguments with keys that no configuration can list, names of columns and parameters, as Hydra wants them; and
+    with quotes where they hold overrides of their own."""
+    if command in ("train", "plan", "data"):
+        from conf.branches import quoted
+
+        return [quoted(text) for text in arguments]
+    known = {
+        "fit": r"(?!(columns|fixed|priors)\.)",
+        "predict": r"(fit|table|level|out|hydra[./]\S*)=",
+        "runs add": r"(run|runs|hydra[./]\S*)=",
+    }.get(command)
     if known is None:
         return arguments
-    branch = "at." if command == "predict" else ""
-    key = re.compile(r"[A-Za-z_][\w.]*=")
+    branch = {"predict": "at.", "runs add": "added."}.get(command, "")
+    key = re.compile(r"[A-Za-z_][\w.-]*=")
     return [f"++{branch}{text}" if key.match(text) and not re.match(known, text) else text for text in arguments]
 
 

@@ -3,7 +3,7 @@
     expand([["model=tiny", "seed=0"], ["model=tiny", "seed=1"]]) -> [Point, Point]
 
 A point's identity is its configuration without `launch`, `vars`, `dry_run` and nulls; `run_id` is its hash. Nothing
-starts unless all points are good; a ValueError lists all bad ones.
+starts unless all points are good; a ValueError lists all bad ones. The parents of branches are points too.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from conf.branches import NO_PARENT, begin, check_same, keep_marks, parent_overrides, quoted, without_parent
 from conf.schema import Config
 from conf.typed import coerce
 from data.records import COMPLETED, read_json, read_metrics, read_yaml
@@ -29,9 +30,16 @@ from data.tokenizers import vocab_size_of
 from optim.groups import Group
 from optim.plan import Plan, plan_of
 from train.shape import Shape
-from train.strategies import check_devices, check_optimizer
+from train.strategies import check_optimizer
 
 NOT_IDENTITY = ("launch", "vars", "dry_run")
+EVERY_TOKENS = (
+    "eval.every_tokens",
+    "launch.log_every_tokens",
+    "launch.checkpoint.every_tokens",
+    "launch.checkpoint.keep_every_tokens",
+)
+CHECKPOINTING = ("none", "full", "selective")  # of activations, as train.blocks has them
 
 
 @dataclass(frozen=True)
@@ -45,8 +53,15 @@ class Point:
     shape: Shape
 
     @property
+    def parent(self) -> Path | None:
+        """The folder of the run that this one branches off."""
+        return self.folder.parent / self.config["parent"]["run_id"] if self.config["parent"] else None
+
+    @property
     def flops(self) -> float:
-        return self.shape.flops_per_token(self.plan.sequence_length) * self.plan.final_tokens
+        """What its own training costs: a branch does not count its parent's tokens."""
+        tokens = self.plan.final_tokens - self.plan.start_tokens
+        return self.shape.flops_per_token(self.plan.sequence_length) * tokens
 
     @property
     def optimizer_groups(self) -> list[Group]:
@@ -57,16 +72,18 @@ class Point:
 def expand(points: Sequence[Sequence[str]], config_name: str = "config") -> list[Point]:
     """Composes and validates every override list. ValueError names all bad points, and points that are the same run.
 
-    `config_name`: the primary configuration, that of the command that was called.
+    Parents that are not asked for themselves come first. `config_name`: the primary configuration, that of the command
+    that was called.
     """
     points = listed(points)
     good: list[Point] = []
+    parents: dict[tuple[str, ...], Point] = {}
     bad: list[str] = []
     asked: dict[str, str] = {}
     for overrides in points:
         name = " ".join(overrides) or "(no overrides)"
         try:
-            point = resolve(compose_config(overrides, config_name), list(overrides))
+            point = _point(list(overrides), config_name, parents)
         except (ValueError, TypeError, HydraException, OmegaConfBaseException) as error:
             bad.append(f"  {name}\n    {_innermost(error)}")
             continue
@@ -78,7 +95,32 @@ def expand(points: Sequence[Sequence[str]], config_name: str = "config") -> list
         good.append(point)
     if bad:
         raise ValueError(f"{len(bad)} of {len(points)} points are not valid; nothing was started.\n" + "\n".join(bad))
+    asked_for = {point.folder for point in good}
+    good = [point for point in {p.folder: p for p in parents.values()}.values() if point.folder not in asked_for] + good
+    keep_marks(good)
     return good
+
+
+def _point(overrides: list[str], config_name: str, parents: dict[tuple[str, ...], Point]) -> Point:
+    """The point of these overrides. Its parent and the parent's own are added to `parents`, by their overrides."""
+    config = compose_config(overrides, config_name)
+    asked = config["parent"]
+    if asked is None:
+        return resolve(config, overrides)
+    if asked["tokens"] is None:
+        raise ValueError(
+            "parent.overrides without parent.tokens: say after which of the parent's tokens to branch off."
+        )
+    own, added = without_parent(overrides), asked["overrides"]
+    key = tuple(parent_overrides(own, added))
+    if key not in parents:
+        if compose_config(own, config_name)["parent"]:  # by an experiment's file, which is the parent's too
+            own += NO_PARENT
+        parents[key] = _point(parent_overrides(own, added), config_name, parents)
+    parent = parents[key]
+    point = resolve(config | {"parent": begin(asked, parent)}, overrides)
+    check_same(point, parent)
+    return point
 
 
 def listed(points: Sequence[Sequence[str]]) -> list[list[str]]:
@@ -104,13 +146,15 @@ def listed(points: Sequence[Sequence[str]]) -> list[list[str]]:
 def compose_config(overrides: Sequence[str], config_name: str = "config") -> dict[str, Any]:
     """The resolved configuration of one point, as plain containers. Needs Hydra to be initialised (`fulcrum` is)."""
     assert GlobalHydra.instance().is_initialized()
-    config = compose(config_name, list(overrides), return_hydra_config=True)
+    config = compose(config_name, [quoted(text) for text in overrides], return_hydra_config=True)
     experiment = OmegaConf.select(config, "hydra.runtime.choices.experiment")
     OmegaConf.set_struct(config, False)
     del config["hydra"]
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
     plain = {key: plain[key] for key in (field.name for field in fields(Config))}  # without a command's own options
+    if plain["parent"] == {"tokens": None, "overrides": []}:
+        plain["parent"] = None
     plain["launch"]["experiment"] = plain["launch"]["experiment"] or experiment or "default"
     return plain  # type: ignore[return-value]
 
@@ -127,6 +171,12 @@ def resolve(config: dict[str, Any], overrides: list[str]) -> Point:
     )
     _check(launch["retry"] in (None, "diverged"), "launch.retry", launch["retry"], "use `diverged` or null")
     _check(launch["checkpoint"]["keep"] >= 1, "launch.checkpoint.keep", launch["checkpoint"]["keep"], "use at least 1")
+    minutes = launch["checkpoint"]["every_minutes"]
+    _check(minutes is None or minutes > 0, "launch.checkpoint.every_minutes", minutes, "use a positive number, or null")
+    for key in ("collective_timeout", "tokens_per_second"):
+        _check(launch[key] is None or launch[key] > 0, f"launch.{key}", launch[key], "use a positive number")
+    how = launch["activation_checkpointing"]
+    _check(how in CHECKPOINTING, "launch.activation_checkpointing", how, f"use {', '.join(CHECKPOINTING)}")
     for key in ("micro_batch_size", "parallel", "threads"):
         _check(launch[key] is None or launch[key] >= 1, f"launch.{key}", launch[key], "use at least 1, or null")
     _check(config["precision"] in ("float32", "bf16"), "precision", config["precision"], "use float32 or bf16")
@@ -143,6 +193,13 @@ def resolve(config: dict[str, Any], overrides: list[str]) -> Point:
     )
     shape = instantiate(config["model"], vocab_size=declared or vocab_size)
     plan = plan_of(config)
+    marks = launch["checkpoint"]["marks"]
+    for tokens in marks:
+        good = plan.start_tokens < plan.boundary(tokens) and tokens <= plan.final_tokens
+        _check(
+            good, "launch.checkpoint.marks", tokens, f"no step of the run ends there; its last at {plan.final_tokens}"
+        )
+    launch["checkpoint"]["marks"] = [plan.boundary(tokens) for tokens in marks]
     _check(
         launch["logger"] is None or isinstance(launch["logger"], dict),
         "launch.logger",
@@ -159,11 +216,18 @@ def resolve(config: dict[str, Any], overrides: list[str]) -> Point:
             instantiate(average)
         except HydraException as error:  # the object does not know its own name
             raise ValueError(_innermost(error).replace("averages.<name>", key)) from None
-    for node in (config["optimizer"], config["data"], launch["logger"]):
+    for node in (config["optimizer"], config["spike_guard"], config["data"], launch["logger"]):
         _instantiate_all(node)
     strategy, optimizer = instantiate(launch["strategy"]), instantiate(config["optimizer"])
-    check_devices(strategy, launch["devices"])
+    strategy.check(launch["devices"])
     check_optimizer(strategy, optimizer)
+    _check(
+        strategy.compiles or not launch["compile"],
+        "launch.compile",
+        True,
+        f"strategy={strategy.name} cannot be "
+        "compiled, its hooks gather weights inside of blocks; use compile=false, or zero1, zero2 or fsdp",
+    )
     optimizer.groups(shape.parameters(), plan)  # refuses what this model and plan leave no room for
     weights, sources = config["data"]["weights"], config["data"]["sources"]
     _check(isinstance(sources, dict) and bool(sources), "data.sources", sources, "give at least one source by name")
@@ -226,7 +290,7 @@ def _whole_tokens(config: dict[str, Any]) -> dict[str, Any]:
     for key in ("unique_tokens", "warmup_tokens"):
         whole(config, key, key)
     whole(config["eval"], "tokens", "eval.tokens")
-    for key in ("eval.every_tokens", "launch.checkpoint.every_tokens", "launch.log_every_tokens"):
+    for key in EVERY_TOKENS:
         value = OmegaConf.select(OmegaConf.create(config), key)
         _check(value is None or value > 0, key, value, "use a positive number of tokens, or null")
     length = config["sequence_length"]

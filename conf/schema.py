@@ -26,8 +26,24 @@ class Eval:
 class Checkpoint:
     every_tokens: float | None = None
     """training tokens between checkpoints; null: an eighth of the budget. The end is always kept"""
+    every_minutes: float | None = 15.0
+    """and as soon as this time has passed since the last one; null: by tokens alone"""
     keep: int = 2
     """newest checkpoints that are kept"""
+    keep_every_tokens: float | None = None
+    """the first checkpoint of every so many tokens is kept for good; null: none"""
+    marks: list[float] = field(default_factory=list)
+    """tokens at which a checkpoint is kept for good, rounded down to the end of a step; branches add theirs"""
+
+
+@dataclass
+class Parent:
+    """The run that a branch starts from: the branch's own overrides, without `parent`, and `overrides` behind them."""
+
+    tokens: float | None = None
+    """tokens of the parent after which the branch goes on, rounded down to the end of a step; null: no branch"""
+    overrides: list[str] = field(default_factory=list)
+    """what the parent does differently, as [schedule=constant,total_tokens=4e6]"""
 
 
 @dataclass
@@ -48,6 +64,14 @@ class Launch:
     """processes of one point on this machine, one per device"""
     micro_batch_size: int | None = None
     """sequences per device per forward pass; null: a device's whole share of the first batch"""
+    compile: bool = False
+    """compile the model's blocks, once for all of them (torch.compile); no ramp compiles them again"""
+    activation_checkpointing: str = "none"
+    """what the backward pass computes again to save memory: none, full, or selective (all but attention)"""
+    collective_timeout: float = 600.0
+    """seconds that a process waits for the others before it gives up"""
+    tokens_per_second: float | None = None
+    """measured speed of one point, for the hours that a dry run expects; null: from records of the same shape"""
     parallel: int | None = None
     """points that train at once; null: on CPU one per core, at most as many as there are points; on CUDA one"""
     threads: int | None = None
@@ -93,6 +117,8 @@ class Config:
     """largest norm of the whole gradient; 0: no clipping"""
     z_loss: float = 0.0
     """coefficient of mean (log Z)^2, added to the loss that is trained on, never to the one that is reported"""
+    parent: Parent | None = field(default_factory=Parent)
+    """the run whose weights, optimizer and clock this one goes on with; the record names it by its run_id"""
     dry_run: bool = False
     """validate all points and show what each would train, start nothing and write nothing; not part of the identity"""
     vars: dict[str, Any] = field(default_factory=dict)
@@ -101,6 +127,8 @@ class Config:
     tokenizer: dict[str, Any] = MISSING
     model: dict[str, Any] = MISSING
     optimizer: dict[str, Any] = MISSING
+    spike_guard: Any = None
+    """skips updates whose loss or gradient stands out: group `spike_guard`; null: none"""
     schedule: dict[str, Any] = MISSING
     ramp: dict[str, Any] = MISSING
     averages: dict[str, Any] | None = field(default_factory=dict)

@@ -192,7 +192,20 @@ class RunWriter:
         self.sync()
         self._metrics.close()
         end_life(self.folder, status)
-        write_json(self.folder / "summary.json", {"status": status, "stop_reason": stop_reason, **final})
+        write_summary(self.folder, {"status": status, "stop_reason": stop_reason, **final})
+
+
+def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
+    """Replaces summary.json, but for the downstream errors that were added to it: no life of the run measures them.
+
+    An empty `summary` forgets how an earlier life ended, which says nothing of the next.
+    """
+    path = folder / "summary.json"
+    added = {key: value for key, value in read_json(path).items() if key.startswith("err.")}
+    if summary or added:
+        write_json(path, {**summary, **added})
+    else:
+        path.unlink(missing_ok=True)
 
 
 def end_life(folder: Path, how: str) -> None:
@@ -229,7 +242,9 @@ def load_runs(path: str | Path, columns: Mapping[str, str] | None = None) -> "pd
 
     Or the rows of a CSV, JSONL or Parquet file; `columns` maps our names to the table's ({"N": "params"}).
     Adds `folder`, `D` (= tokens trained on) and `C` (= flops) to runs. `status` is "running" while a live process
-    holds the run, and "unfinished" where a run was killed before it could say how it ended.
+    holds the run, and "unfinished" where a run was killed before it could say how it ended. D and C of a branch count
+    what its weights have seen; `own_tokens` and `own_flops` are what it cost itself, without those of its `parent`
+    (a run_id) up to `parent.tokens`.
     """
     import pandas as pd
 
@@ -245,14 +260,28 @@ def load_runs(path: str | Path, columns: Mapping[str, str] | None = None) -> "pd
         flat = dict(_flatten(read_yaml(folder / "config.yaml")))
         row = {"run_id": folder.name} | flat | run | summary | {"status": status, "folder": str(folder)}
         row["D"], row["C"] = row.get("tokens"), row.get("flops")
-        rows.append(row)
+        rows.append(_with_own_cost(row))
     if not rows:
         raise ValueError(f"{path} holds no runs (no run.json below it): train some first, or correct the path.")
     return _renamed(pd.DataFrame(rows), columns, path)
 
 
-def load_curves(path: str | Path, columns: Mapping[str, str] | None = None) -> "pd.DataFrame":
-    """One row per logged step of every run below `path` (with its `run_id`), or the rows of a table."""
+def _with_own_cost(row: dict[str, Any]) -> dict[str, Any]:
+    """The row of a run with `own_tokens`, `own_flops`, and for a branch `parent` (its run_id) and `parent.tokens`."""
+    branch, before = row.get("parent.run_id"), row.get("parent.tokens") or 0
+    row = {key: value for key, value in row.items() if key not in ("parent", "parent.run_id")}
+    per_token = row.get("flops_per_token")
+    row["own_tokens"] = None if row["D"] is None else row["D"] - before
+    row["own_flops"] = row["C"] - before * per_token if before and row["C"] is not None and per_token else row["C"]
+    return row | {"parent": branch}
+
+
+def load_curves(path: str | Path, columns: Mapping[str, str] | None = None, whole: bool = False) -> "pd.DataFrame":
+    """One row per logged step of every run below `path` (with its `run_id`), or the rows of a table.
+
+    A branch's curve begins where it left its parent, at step 1; where `whole`, the parent's rows come first and steps
+    are counted on from there, as laws need that read a curve's past.
+    """
     import pandas as pd
 
     path = Path(path)
@@ -260,12 +289,27 @@ def load_curves(path: str | Path, columns: Mapping[str, str] | None = None) -> "
         return _renamed(_read_table(path), columns, path)
     frames = []
     for file in sorted(path.rglob("metrics.jsonl")):
-        rows = read_metrics(file)
+        rows = _whole_curve(file.parent) if whole else read_metrics(file)
         if rows:
             frames.append(pd.DataFrame(rows).assign(run_id=file.parent.name))
     if not frames:
         raise ValueError(f"{path} holds no curves (no metrics.jsonl with rows below it).")
     return _renamed(pd.concat(frames, ignore_index=True), columns, path)
+
+
+def _whole_curve(folder: Path) -> list[dict[str, Any]]:
+    """The logged steps of a run, after those of its parent where it is a branch."""
+    rows, parent = read_metrics(folder / "metrics.jsonl"), read_json(folder / "run.json").get("parent")
+    if not parent:
+        return rows
+    beside = folder.parent / parent["run_id"]
+    past = [row for row in _whole_curve(beside) if row["tokens"] <= parent["tokens"]]
+    if not past:
+        raise ValueError(f"{folder} is a branch of {beside}, which has no curve up to there: restore it, or filter.")
+    last = past[-1]
+    left = (parent["tokens"] - last["tokens"]) * last["samples"] / last["tokens"]  # sequences that were not logged
+    before = last["step"] + round(left / last["batch_size"])
+    return past + [row | {"step": before + row["step"]} for row in rows]
 
 
 def _read_table(path: Path) -> "pd.DataFrame":

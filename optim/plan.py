@@ -5,9 +5,11 @@
     plan.steps()      every step of the run, before it starts
 
 Nothing here has state, so nothing is checkpointed and a resumed run cannot drift. The last batch is cut to the
-sequences that remain: all plans of one budget see exactly the same samples.
+sequences that remain: all plans of one budget see exactly the same samples. A plan that starts at a later token (a
+branch of another run) follows the same schedule and ramp from there on.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -64,6 +66,8 @@ class Plan:
     """tokens over which the rate rises linearly to its peak"""
     warmup_start: float = 0.0
     """multiplier of the peak rate at token 0"""
+    start_tokens: int = 0
+    """tokens before the first step: a branch goes on where its parent was"""
 
     def __post_init__(self) -> None:
         if self.sequence_length < 1:
@@ -81,6 +85,15 @@ class Plan:
             )
         if not 0 <= self.warmup_start <= 1:
             raise ValueError(f"warmup_start={self.warmup_start} must be in [0, 1]: it is a multiplier of peak_lr.")
+        if self.start_tokens < 0 or self.start_tokens % self.sequence_length:
+            raise ValueError(
+                f"parent.tokens={self.start_tokens} must be whole sequences of sequence_length={self.sequence_length}."
+            )
+        if self.start_tokens >= self.total_tokens:
+            raise ValueError(
+                f"parent.tokens={self.start_tokens} leaves nothing of total_tokens={self.total_tokens}, which counts "
+                "the parent's tokens too: use a larger budget, or branch off earlier."
+            )
         _ = self.segments  # a ramp that does not fit is refused here
         multipliers = self._schedule(np.linspace(0, 1, 1025))
         if not (np.isfinite(multipliers).all() and (multipliers >= 0).all()):
@@ -95,7 +108,7 @@ class Plan:
         planned = self.ramp.segments(self._schedule, self.warmup_tokens, self.total_tokens)
         ends = [segment.tokens for segment in planned[1:]] + [self.total_tokens]
         rows: list[tuple[int, int, int, float, bool]] = []
-        tokens = 0
+        tokens = self.start_tokens
         for segment, end in zip(planned, ends, strict=True):
             left = -(-(self.total_tokens - tokens) // self.sequence_length)
             batch_size = min(segment.batch_size, left) if self.ramp.cuts_last_batch else segment.batch_size
@@ -111,9 +124,10 @@ class Plan:
     def _check_cut(self, batch_size: int, left: int, before: int | None) -> None:
         """A batch that is cut to what is `left` may end a run, but not be most of it."""
         if before is None:
+            after = f" after parent.tokens={self.start_tokens}" if self.start_tokens else ""
             raise ValueError(
-                f"ramp.batch_size={batch_size} is more than the {left} sequences of total_tokens={self.total_tokens}: "
-                "no step could be made. Use a smaller batch or a larger budget."
+                f"ramp.batch_size={batch_size} is more than the {left} sequences of total_tokens={self.total_tokens}"
+                f"{after}: no step could be made. Use a smaller batch or a larger budget."
             )
         if left > _MOST_AT_ONCE * before:
             share = left * self.sequence_length / self.total_tokens
@@ -139,17 +153,18 @@ class Plan:
 
     @property
     def serial_steps(self) -> int:
-        """Optimizer steps of the run, one after another."""
+        """Optimizer steps of the run, one after another; a branch's own."""
         return int(self.segments.steps.sum())
 
     def lr(self, tokens: ArrayLike) -> NDArray[np.float64]:
-        """Learning rate of the steps under way after `tokens` (any shape; 0 <= tokens < final_tokens)."""
+        """Learning rate of the steps under way after `tokens` (any shape; start_tokens <= tokens < final_tokens)."""
         return self._rate(*self._step_under_way(np.atleast_1d(tokens))).reshape(np.shape(tokens))
 
     def at(self, tokens: int) -> PlanPoint:
-        """Rate and batch of the step that is under way after `tokens` (0 <= tokens < final_tokens)."""
-        if not 0 <= tokens < self.final_tokens:
-            raise ValueError(f"the plan has no step after {tokens} tokens: it covers 0 to {self.final_tokens}.")
+        """Rate and batch of the step that is under way after `tokens` (start_tokens <= tokens < final_tokens)."""
+        if not self.start_tokens <= tokens < self.final_tokens:
+            covered = f"{self.start_tokens} to {self.final_tokens}"
+            raise ValueError(f"the plan has no step after {tokens} tokens: it covers {covered}.")
         # an array of one: NumPy's powers of a single number can differ from those of an array in the last bit
         index, start = self._step_under_way(np.array([tokens]))
         left = (self.final_tokens - int(start[0])) // self.sequence_length
@@ -159,10 +174,16 @@ class Plan:
         """The whole run, one entry per step."""
         segments = self.segments
         batch_size = np.repeat(segments.batch_size, segments.steps)
-        ends = np.cumsum(batch_size) * self.sequence_length
-        tokens_before = np.append(0, ends[:-1])
+        ends = self.start_tokens + np.cumsum(batch_size) * self.sequence_length
+        tokens_before = np.append(self.start_tokens, ends[:-1])
         batch_size[-1] = (self.final_tokens - tokens_before[-1]) // self.sequence_length
         return Steps(tokens_before, batch_size, self.lr(tokens_before))
+
+    def boundary(self, tokens: float) -> int:
+        """Tokens at the end of the last step that is made by `tokens`; start_tokens where none is."""
+        if tokens >= self.final_tokens:
+            return self.final_tokens
+        return int(self._step_under_way(np.array([max(math.floor(tokens), self.start_tokens)]))[1][0])
 
     def _rate(self, index: NDArray[np.intp], start: NDArray[np.int64]) -> NDArray[np.float64]:
         """Learning rate of steps that begin after `start` tokens, in the segments `index`."""
@@ -180,7 +201,8 @@ class Plan:
 
 
 def plan_of(config: Mapping[str, Any]) -> Plan:
-    """The plan of one point's configuration. `warmup_tokens: null` is 5 % of the budget."""
+    """The plan of one point's configuration. `warmup_tokens: null` is 5 % of the budget; a branch starts at the tokens
+    of its `parent`."""
     from hydra.utils import instantiate
 
     total, warmup = config["total_tokens"], config["warmup_tokens"]
@@ -192,4 +214,5 @@ def plan_of(config: Mapping[str, Any]) -> Plan:
         ramp=instantiate(config["ramp"]),
         warmup_tokens=total // 20 if warmup is None else warmup,
         warmup_start=config["warmup_start"],
+        start_tokens=(config.get("parent") or {}).get("tokens", 0),
     )

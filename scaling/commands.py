@@ -1,21 +1,25 @@
-"""`fulcrum report` and `fulcrum runs`: configuration in, tables on the terminal and files out."""
+"""`fulcrum report`, `fulcrum runs` and `fulcrum runs add`: configuration in, tables on the terminal and files out."""
 
 from __future__ import annotations
 
+import difflib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from data.records import load_runs
-from scaling.wording import RUN_COLUMNS, cell, choices
+from data.records import COMPLETED, load_runs, lock_run, read_json, write_json
+from scaling.wording import choices, has_branches, heading, results, shown
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_RECORD = ("run.json", "summary.json")
 
 
 def report_command(cfg: DictConfig) -> None:
@@ -43,16 +47,65 @@ def runs_command(cfg: DictConfig) -> None:
         name = cfg.sort.removeprefix("-")
         runs = runs.sort_values(_known(runs, "sort", [name]), ascending=not cfg.sort.startswith("-"))
     if cfg.columns is not None:
-        shown = _known(runs, "columns", list(cfg.columns))
+        names = _known(runs, "columns", list(cfg.columns))
     else:
-        results = [name for name in RUN_COLUMNS if name in runs and runs[name].notna().any()]
-        shown = [name for name in ("run_id", "status", *results, *choices(runs)) if name in runs]
+        parent = ["parent"] if has_branches(runs) else []
+        names = [name for name in ("run_id", "status", *parent, *results(runs), *choices(runs)) if name in runs]
     if cfg.format == "csv":
-        print(runs[shown].to_csv(index=False), end="")
+        print(runs[names].to_csv(index=False), end="")
     elif cfg.format == "json":
-        print(runs[shown].to_json(orient="records", indent=1))
+        print(runs[names].to_json(orient="records", indent=1))
     else:
-        _print_runs(runs[shown])
+        _print_runs(runs[names])
+
+
+def add_command(cfg: DictConfig) -> None:
+    """Stores the errors `cfg.added` in the record of the run `cfg.run`, a run_id below `cfg.runs` or a folder.
+
+    ValueError for values that are no shares, and for runs that are not there or did not complete.
+    """
+    errors = dict(_flat(OmegaConf.to_container(cfg.added)))
+    if not errors:
+        raise ValueError("runs add needs the error of a task at least, as err.hellaswag=0.41.")
+    for key, value in errors.items():
+        if not key.startswith("err."):
+            raise ValueError(f"{key}={value}: what can be added is err.<task>, as err.hellaswag=0.41.")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise ValueError(f"{key}={value}: an error is a share from 0 to 1, as 0.41.")
+    folder = _run_folder(cfg.run, Path(cfg.runs))
+    with lock_run(folder):  # nobody else may write the summary meanwhile
+        summary = read_json(folder / "summary.json")
+        if summary.get("status") != COMPLETED:
+            raise ValueError(
+                f"run={cfg.run} is {summary.get('status', 'unfinished')}: an error belongs to the weights that a run "
+                "ends with. Let it complete first."
+            )
+        write_json(folder / "summary.json", summary | errors)
+    print(f"{folder}: {', '.join(f'{key} = {value:g}' for key, value in errors.items())}")
+
+
+def _run_folder(run: str | None, runs: Path) -> Path:
+    if run is None:
+        raise ValueError("runs add needs run=<run_id or folder of a run>.")
+    if any((Path(run) / name).is_file() for name in _RECORD):
+        return Path(run)
+    known = {path.parent for name in _RECORD for path in runs.rglob(name)}
+    found = sorted(folder for folder in known if folder.name == run)
+    if len(found) > 1:
+        raise ValueError(f"run={run} lies in {', '.join(map(str, found))}: give one of these folders as run=.")
+    if not found:
+        near = difflib.get_close_matches(run, sorted({folder.name for folder in known}), n=3, cutoff=0.3)
+        hint = f"nearest are {', '.join(near)}" if near else f"there are {len(known)} runs"
+        raise ValueError(f"run={run}: no such run below {runs}; {hint}. Give a run_id with its runs=, or a folder.")
+    return found[0]
+
+
+def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def filtered(runs: pd.DataFrame, condition: str | None) -> pd.DataFrame:
@@ -86,8 +139,7 @@ def _print_runs(runs: pd.DataFrame) -> None:
 
     table = Table()
     for name in map(str, runs):
-        table.add_column(RUN_COLUMNS.get(name, (name,))[0], justify="right" if is_numeric_dtype(runs[name]) else "left")
+        table.add_column(heading(name), justify="right" if is_numeric_dtype(runs[name]) else "left")
     for _, run in runs.iterrows():
-        shown = [cell(run[n], *RUN_COLUMNS[n][1:]) if n in RUN_COLUMNS else cell(run[n]) for n in runs]
-        table.add_row(*(escape(text) for text, _ in shown))
+        table.add_row(*(escape(shown(run, name)[0]) for name in runs))
     Console(width=400).print(table)  # as wide as it needs to be: a number cut off helps nobody

@@ -41,7 +41,7 @@ def fit_command(cfg: DictConfig) -> None:
         raise ValueError(f"resample={cfg.resample}: one of {', '.join(KINDS)}, or null.")
     if cfg.holdout is not None and not 0 < cfg.holdout < 1:
         raise ValueError(f"holdout={cfg.holdout} must lie between 0 and 1: the share of rows held out; or null.")
-    table = filtered((load_curves if law.along_curves else load_runs)(source), cfg.filter)
+    table = filtered(load_curves(source, whole=True) if law.along_curves else load_runs(source), cfg.filter)
     settings: dict[str, Any] = {
         "loss": loss, "starts": cfg.starts, "seed": cfg.seed, "weights": cfg.weights, "residuals": cfg.residuals,
         "fixed": _numbers(cfg, "fixed"), "priors": _priors(cfg, law),

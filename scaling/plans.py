@@ -34,11 +34,13 @@ _BEYOND = 2  # times the largest measured batch: so far seconds are extrapolated
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One point of a sweep: `label` tells it from the others, `N` finds records of the same model."""
+    """One point of a sweep: `label` tells it from the others, `N` finds records of the same model; `parent` is the
+    run_id that a branch goes on from."""
 
     label: str
     plan: Plan
     N: int
+    parent: str | None = None
 
     @property
     def constant(self) -> Plan:
@@ -82,6 +84,8 @@ def describe(run: PlannedRun, measured: dict[int, float]) -> dict[str, Any]:
     rate = plan.lr(segments.tokens)
     return {
         "label": run.label,
+        "parent": run.parent,
+        "start_tokens": plan.start_tokens,
         "total_tokens": plan.total_tokens,
         "final_tokens": plan.final_tokens,
         "serial_steps": plan.serial_steps,
@@ -141,7 +145,7 @@ def figure(runs: Sequence[PlannedRun]) -> dict[str, Any]:
     frames = []
     for run in runs:
         plan = run.plan
-        tokens = np.unique(np.append(np.linspace(0, plan.final_tokens - 1, _POINTS).astype(int), plan.segments.tokens))
+        tokens = np.unique(np.append(_evenly(plan, _POINTS), plan.segments.tokens))
         sizes = _batch_sizes(plan, tokens)
         frames.append(pd.DataFrame({"tokens": tokens, "lr": plan.lr(tokens), "batch_size": sizes, "plan": run.label}))
     data, table = Data(), pd.concat(frames)
@@ -157,6 +161,11 @@ def figure(runs: Sequence[PlannedRun]) -> dict[str, Any]:
         for y in (rate, batch)
     ]
     return data.finish(alt.hconcat(*panels, spacing=28), legend="top")
+
+
+def _evenly(plan: Plan, count: int) -> NDArray[np.int64]:
+    """Token counts at equal distances over the plan."""
+    return np.linspace(plan.start_tokens, plan.final_tokens - 1, count).astype(int)
 
 
 def _batch_sizes(plan: Plan, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -195,6 +204,8 @@ def _print(runs: Sequence[PlannedRun], described: Sequence[dict[str, Any]]) -> N
             rates if sizes.min() == sizes.max() else f"{rates}\n{batches}",
         )
     console.print(table)
+    if any(run.parent for run in runs):
+        print("Steps of a branch are those it makes itself, after its parent's tokens.")
     for numbers in described:
         over = numbers["final_tokens"] - numbers["total_tokens"]
         if over:
@@ -218,7 +229,7 @@ def _segments(segments: Sequence[dict[str, Any]]) -> Table:
 
 def _pictures(plan: Plan) -> tuple[str, str]:
     """Rate and batch against tokens as rows of blocks, each from 0 to its own maximum."""
-    tokens = np.linspace(0, plan.final_tokens - 1, _WIDTH).astype(int)
+    tokens = _evenly(plan, _WIDTH)
     return tuple(  # type: ignore[return-value]
         "".join(_BARS[round(8 * value)] for value in values / values.max())
         for values in (plan.lr(tokens), _batch_sizes(plan, tokens))

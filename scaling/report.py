@@ -25,10 +25,17 @@ from scaling.report_page import Cell, Figure, Section, escape, figure, page, par
 from scaling.report_records import Records, Settings
 from scaling.report_schedules import schedules
 from scaling.report_seesaw import seesaw
-from scaling.wording import RUN_COLUMNS, cell, choices, short
+from scaling.wording import cell, choices, has_branches, heading, results, short, shown
 
 _DEFAULT_SECTIONS = ("chinchilla",)
-_ASKED = ("N", "D", "tokens_per_parameter", "C")  # columns of the table of runs that stand before its configuration
+_ASKED = (
+    "N",
+    "D",
+    "own_tokens",
+    "tokens_per_parameter",
+    "C",
+    "own_flops",
+)  # columns of the table of runs that stand before its configuration
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,7 @@ def _load_curves(runs: Path) -> tuple[pd.DataFrame, str]:
 def _subtitle(runs: pd.DataFrame) -> str:
     counts = runs["status"].value_counts()
     listed = ", ".join(f"{count} {status}" for status, count in counts.items())
-    flops = pd.to_numeric(runs.get("C"), errors="coerce").sum()
+    flops = pd.to_numeric(runs.get("own_flops"), errors="coerce").sum()
     return f"{len(runs)} runs ({escape(listed)}), {flops:.2g} training FLOPs in all".replace("e+", "e")
 
 
@@ -110,21 +117,25 @@ def _runs_section(runs: pd.DataFrame) -> Section:
     runs = runs.sort_values([name for name in order if name in runs])
     one_size = runs["N"].nunique() == 1
     said_once = ("N", "tokens_per_parameter") if one_size else ()
-    known = [name for name in RUN_COLUMNS if name in runs and runs[name].notna().any() and name not in said_once]
+    known = [name for name in results(runs) if name not in said_once]
+    branches = has_branches(runs)
     asked, got = [name for name in known if name in _ASKED], [name for name in known if name not in _ASKED]
     varying = choices(runs)
     rows = []
     for _, run in runs.iterrows():
         cells = [Cell(str(run["run_id"])), Cell(str(run["status"]))]
-        cells += [Cell(*cell(run[name], RUN_COLUMNS[name][1])) for name in asked]
+        cells += [Cell(*cell(run["parent"]))] if branches else []
+        cells += [Cell(*shown(run, name)) for name in asked]
         cells += [Cell(*cell(run[name])) for name in varying]
-        cells += [Cell(*cell(run[name], RUN_COLUMNS[name][1])) for name in got]
+        cells += [Cell(*shown(run, name)) for name in got]
         rows.append(cells)
-    results = (RUN_COLUMNS[name][0] for name in got)
-    header = ["run", "status", *(RUN_COLUMNS[name][0] for name in asked), *varying, *results]
+    parent = ["parent"] if branches else []
+    header = ["run", "status", *parent, *map(heading, asked), *varying, *map(heading, got)]
     text = "Click a heading to sort. Configuration columns are shown where the runs differ in them."
     if one_size:
         text += f" All runs have N = {short(runs['N'].iloc[0])}."
+    if branches:
+        text += " A branch has seen its parent's tokens too; what it cost itself is counted as own."
     bad = runs["status"].value_counts().drop("completed", errors="ignore")
     answers = []
     if len(bad):

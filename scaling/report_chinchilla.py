@@ -60,7 +60,8 @@ def chinchilla(records: Records) -> Section:
     ]
     compared, exponents = approaches(records, fitted)
     shapes = next_runs.shapes(runs)
-    next_blocks, next_design = _next_blocks(fitted, shapes, budgets[-1])
+    cost = float(runs["own_flops"][ran.index].sum() if "own_flops" in runs else ran["C"].sum())
+    next_blocks, next_design = _next_blocks(fitted, shapes, cost, budgets[-1])
     numbers = fit_numbers(fitted, shapes=shapes) | {
         "next_runs": next_design,
         "approaches": exponents,
@@ -205,9 +206,8 @@ def _holdout_blocks(held_out: Holdout | str) -> list[str]:
     return [paragraph(text), table(["N", "tokens D", "FLOPs C", "measured loss", "predicted", "error (%)"], rows)]
 
 
-def _next_blocks(fitted: Fit, shapes: list[dict[str, Any]], budget: float) -> tuple[list[str], Any]:
-    """The runs that would make the law surest at the best size for `budget`, as dear together as those done."""
-    spent = float(fitted.rows.table["C"].sum())
+def _next_blocks(fitted: Fit, shapes: list[dict[str, Any]], spent: float, budget: float) -> tuple[list[str], Any]:
+    """The runs, of `spent` FLOPs together as those done, that make the law surest at the best size for `budget`."""
     try:
         sizes = next_runs.sizes(shapes)
         target = allocate(fitted, budget, family(pd.DataFrame(shapes))).table[["N", "D"]]

@@ -18,6 +18,7 @@ from scaling.wording import configuration
 _COMPARED = ("schedule.", "ramp.", "averages.")
 _NOT_SETTINGS = {"peak_lr", "seed", "label"}
 _MEASURED = ("eval.tokens", "unique_tokens", "data_fingerprint", "heldout_fingerprint", "tokenizer_fingerprint")
+_IN_TOKENS = ("_tokens", "parent.tokens")
 _NAMED = 6  # differing settings that a note names
 _SAME_SHARE = 0.02  # budgets are rounded to whole sequences, and shares of them with it
 
@@ -26,7 +27,7 @@ def comparable(runs: pd.DataFrame) -> pd.DataFrame:
     """The settings of every run, as text. Tokens in fixed proportion to the budget are shares of it."""
     names = [name for name in configuration(runs) if not name.startswith(_COMPARED) and name not in _NOT_SETTINGS]
     names += [name for name in _MEASURED if name in runs and name not in names]
-    columns = {name: _share(runs, name) if name.endswith("_tokens") else runs[name] for name in names}
+    columns = {name: _share(runs, name) if name.endswith(_IN_TOKENS) else runs[name] for name in names}
     return pd.DataFrame({name: column.map(text) for name, column in columns.items()}, index=runs.index)
 
 

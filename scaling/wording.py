@@ -56,7 +56,9 @@ RUN_COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "N": ("N", short),
     "D": ("tokens D", short),
     "tokens_per_parameter": ("D / N", three),
+    "own_tokens": ("own tokens", short),
     "C": ("FLOPs C", flops),
+    "own_flops": ("own FLOPs", flops),
     "loss": ("training loss", thousandth),
     "eval_loss": ("held-out loss", lambda x: f"{x:.4f}"),
     "eval_bits_per_byte": ("bits per byte", lambda x: f"{x:.4f}"),
@@ -70,6 +72,20 @@ _NOT_CHOICES = {
     "unique_tokens", "tokens_before_repeat",
     "data_fingerprint", "heldout_fingerprint", "tokenizer_fingerprint",
 }  # fmt: skip
+
+
+def results(runs: pd.DataFrame) -> list[str]:
+    """The columns of RUN_COLUMNS that have values, then downstream errors; what runs cost themselves, where some are
+    branches and go on from the tokens of others."""
+    own = ("own_tokens", "own_flops") if has_branches(runs) else ()
+    shown = [name for name in RUN_COLUMNS if name in own or not name.startswith("own_")]
+    shown += sorted(name for name in map(str, runs) if name.startswith("err."))
+    return [name for name in shown if name in runs and runs[name].notna().any()]
+
+
+def has_branches(runs: pd.DataFrame) -> bool:
+    """Whether some of the runs go on from another."""
+    return "parent" in runs and bool(runs["parent"].notna().any())
 
 
 def configuration(runs: pd.DataFrame) -> list[str]:
@@ -102,6 +118,16 @@ def cell(
     if isinstance(value, int | float | np.number):
         return (shown(float(value)), float(value)) if np.isfinite(value) else (DASH, None)
     return DASH if value is None or value is pd.NA else str(value), None
+
+
+def heading(name: str) -> str:
+    """Of a column in a table of runs."""
+    return RUN_COLUMNS[name][0] if name in RUN_COLUMNS else name
+
+
+def shown(run: pd.Series, name: str) -> tuple[str, float | None]:
+    """The `cell` of a run's column, written as RUN_COLUMNS say."""
+    return cell(run[name], *RUN_COLUMNS.get(name, ())[1:])
 
 
 def plain(row: Mapping[Any, Any]) -> dict[str, Any]:

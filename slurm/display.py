@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from conf.branches import without_parent
 from conf.points import Point
 from data.records import latest_row, read_json
 
@@ -17,13 +18,25 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def short_labels(points: Sequence[Point]) -> dict[str, str]:
-    """run_id -> the overrides that tell the points apart, with the run_id in front."""
-    overrides = {point.run_id: point.config["launch"]["overrides"] for point in points}
+    """run_id -> the run_id, the overrides that tell the points apart, and where a branch starts."""
+    overrides = {point.run_id: without_parent(point.config["launch"]["overrides"]) for point in points}
     common = set.intersection(*(set(o) for o in overrides.values())) if len(points) > 1 else set()
     return {
-        run_id: " ".join([run_id, *(_short(o) for o in mine if len(points) > 1 and o not in common)])
-        for run_id, mine in overrides.items()
+        point.run_id: " ".join(
+            [
+                point.run_id,
+                *(_short(o) for o in overrides[point.run_id] if len(points) > 1 and o not in common),
+                *branched(point),
+            ]
+        )
+        for point in points
     }
+
+
+def branched(point: Point) -> list[str]:
+    """["from <run_id> at <tokens> tokens"] of a branch, else []."""
+    parent = point.config["parent"]
+    return [f"from {parent['run_id']} at {parent['tokens']:,} tokens"] if parent else []
 
 
 def _short(override: str) -> str:
@@ -67,7 +80,10 @@ class Display:
 
     def started(self, point: Point, tokens: int) -> None:
         task = self.progress.add_task(
-            self.labels[point.run_id], total=point.plan.final_tokens, completed=tokens, detail=""
+            self.labels[point.run_id],
+            total=_own(point, point.plan.final_tokens),
+            completed=_own(point, tokens),
+            detail="",
         )
         self.tasks[point.run_id] = task
         if tokens:
@@ -79,7 +95,7 @@ class Display:
             detail = (
                 f"{row['tokens'] / 1e6:.2f}M tokens  loss {row['loss']:.3f}  {row['tokens_per_second'] / 1e3:.1f}k/s"
             )
-            self.progress.update(self.tasks[point.run_id], completed=row["tokens"], detail=detail)
+            self.progress.update(self.tasks[point.run_id], completed=_own(point, row["tokens"]), detail=detail)
             self._advance(point, row["tokens"])
 
     def ended(self, point: Point) -> None:
@@ -94,6 +110,11 @@ class Display:
         console.print(line, markup=False)
 
     def _advance(self, point: Point, tokens: int) -> None:
-        self.seen[point.run_id] = point.flops * tokens / point.plan.final_tokens
+        self.seen[point.run_id] = point.flops * _own(point, tokens) / _own(point, point.plan.final_tokens)
         done = f"{self.count}/{self.total} points"
         self.progress.update(self.sweep, completed=sum(self.seen.values()), detail=done)
+
+
+def _own(point: Point, tokens: int) -> int:
+    """Of so many tokens those that the point itself has seen: a branch's clock goes on from its parent's."""
+    return max(0, tokens - point.plan.start_tokens)

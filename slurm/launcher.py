@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from conf.branches import without_parent
 from conf.errors import user_errors
-from conf.points import Point, compose_config, expand
+from conf.points import Point, compose_config, expand, listed
 from data.records import live_holder, lock_run, read_json, write_json
-from slurm.display import short_labels
+from slurm.display import branched, short_labels
 from slurm.dry_run import describe
 from slurm.local import Stop, check_launch, prepare_data, run_points
 
@@ -76,14 +77,20 @@ def plan(overrides: Sequence[Sequence[str]]) -> None:
     from scaling.plans import PlannedRun, show
 
     with user_errors():
-        points = expand(overrides, "plan")
+        asked = listed(overrides)
+        points = [point for point in expand(overrides, "plan") if point.config["launch"]["overrides"] in asked]
         options = compose("plan", list(overrides[0]))
         labels = short_labels(points)
+        if len(points) == 1:
+            labels = {
+                p.run_id: " ".join([*without_parent(p.config["launch"]["overrides"]), *branched(p)]) for p in points
+            }
         runs = [
             PlannedRun(
-                labels[p.run_id].removeprefix(p.run_id).strip() or " ".join(overrides[0]) or "the plan",
+                labels[p.run_id].removeprefix(p.run_id).strip() or "the plan",
                 p.plan,
                 p.shape.N,
+                p.config["parent"]["run_id"] if p.config["parent"] else None,
             )
             for p in points
         ]

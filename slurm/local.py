@@ -2,6 +2,8 @@
 
     finished points are skipped -> the others start, longest first -> metrics.jsonl is watched -> a summary
 
+A branch starts when its parent's checkpoint is there, and never if the parent ended without writing it.
+
 A worker writes its own record; this runner only starts it, watches it and passes signals on. If the runner is killed,
 its workers end with it (they hold the other end of a pipe), and the next call resumes from their checkpoints.
 """
@@ -23,6 +25,7 @@ from typing import Any
 
 import yaml
 
+from conf.branches import checkpoint_folder, needs_parent
 from conf.points import Point
 from data.records import (
     COMPLETED,
@@ -37,7 +40,7 @@ from data.records import (
     read_json,
     read_lines,
     write_atomic,
-    write_json,
+    write_summary,
 )
 from slurm.display import Display, console, short_labels
 
@@ -153,7 +156,11 @@ def _has_cuda() -> bool:
 
 
 def status_of(point: Point) -> str | None:
-    return read_json(point.folder / "summary.json").get("status")
+    return status_in(point.folder)
+
+
+def status_in(folder: Path) -> str | None:
+    return read_json(folder / "summary.json").get("status")
 
 
 def run_points(points: Sequence[Point], stop: "Stop") -> int:
@@ -171,8 +178,13 @@ def run_points(points: Sequence[Point], stop: "Stop") -> int:
     running: list[Running] = []
     with Display(points, waiting) as display:
         while running or (waiting and not stop.asked):
-            while waiting and len(running) < plan.parallel and not stop.asked:
-                point = waiting.pop(0)
+            while len(running) < plan.parallel and not stop.asked:
+                under_way = {point.folder for point in [*waiting, *(run.point for run in running)]}
+                waiting = [point for point in waiting if startable(point) or point.parent in under_way]
+                point = next(filter(startable, waiting), None)
+                if point is None:
+                    break
+                waiting.remove(point)
                 try:
                     running.append(start(point, plan.threads))
                 except (OSError, ValueError) as error:  # a damaged record, a full disk: the others go on
@@ -194,6 +206,16 @@ def run_points(points: Sequence[Point], stop: "Stop") -> int:
     return summarize(points, stopped=bool(stop.asked))
 
 
+def startable(point: Point) -> bool:
+    """Whether a point has what it starts from: a branch, its parent's checkpoint or one of its own."""
+    if not needs_parent(point):
+        return True
+    assert point.parent
+    retried = status_in(point.parent) == DIVERGED and point.config["launch"]["retry"] == DIVERGED  # it starts anew
+    checkpoint = checkpoint_folder(point.parent, point.config["parent"]["tokens"])
+    return (checkpoint / "manifest.json").exists() and not retried
+
+
 def start(point: Point, threads: int) -> Running:
     """Writes the point's configuration and starts its processes, one per device.
 
@@ -203,7 +225,7 @@ def start(point: Point, threads: int) -> Running:
     if point.config["launch"]["retry"] == status_of(point) == DIVERGED:  # from the start: it would diverge again
         shutil.rmtree(point.folder / "checkpoints", ignore_errors=True)
         (point.folder / "metrics.jsonl").unlink(missing_ok=True)
-    (point.folder / "summary.json").unlink(missing_ok=True)  # how an earlier life ended says nothing of this one
+    write_summary(point.folder, {})
     lives = read_lines(point.folder / "lives.jsonl")
     if lives and point.config["launch"]["threads"] is None:
         threads = lives[-1]["threads"]
@@ -265,11 +287,11 @@ def conclude(run: Running) -> None:
     reason = f"rank {run.failed_rank}: {how}"
     summary = read_json(folder / "summary.json")
     if run.signalled and code < 0:
-        write_json(folder / "summary.json", {"status": PREEMPTED, "stop_reason": reason})
-    elif not summary:
-        write_json(folder / "summary.json", {"status": FAILED, "stop_reason": reason})
+        write_summary(folder, {"status": PREEMPTED, "stop_reason": reason})
+    elif "status" not in summary:
+        write_summary(folder, {"status": FAILED, "stop_reason": reason})
     elif summary["status"] == FAILED and run.failed_rank > 0:  # rank 0 only saw the others go
-        write_json(folder / "summary.json", summary | {"stop_reason": f"{reason}; then {summary['stop_reason']}"})
+        write_summary(folder, summary | {"stop_reason": f"{reason}; then {summary['stop_reason']}"})
     end_life(folder, status_of(run.point) or FAILED)
 
 
@@ -279,7 +301,11 @@ def summarize(points: Sequence[Point], stopped: bool) -> int:
     labels = short_labels(points)
     for point, summary in bad:
         status = summary.get("status", "unfinished")
-        if status in (FAILED, DIVERGED) or not stopped:
+        if not startable(point) and not stopped:
+            assert point.parent
+            reason = f"its parent {point.parent.name} is {status_in(point.parent) or 'unfinished'}"
+            console.print(f"not started: {labels[point.run_id]}: {reason}", markup=False)
+        elif status in (FAILED, DIVERGED) or not stopped:
             holder = live_holder(point.folder)
             reason = f"is being written by {holder}" if holder else summary.get("stop_reason", "has no end on record")
             console.print(f"{status}: {labels[point.run_id]}: {reason}", markup=False)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import initialize_config_module
@@ -66,6 +67,18 @@ def tiny(texts: Path, cache: Path, tmp_path: Path) -> list[str]:
 def hydra_conf() -> Iterator[None]:
     with initialize_config_module("conf", version_base="1.3"):
         yield
+
+
+@pytest.fixture
+def logged() -> Callable[[Path], list[dict[str, Any]]]:
+    """A run's folder -> the rows of metrics.jsonl, without what differs between two runs of the same numbers."""
+
+    def logged(folder: Path) -> list[dict[str, Any]]:
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        measured = {"tokens_per_second", "mfu", "communication", "peak_memory"}
+        return [{k: v for k, v in row.items() if k not in measured and not k.startswith("seconds")} for row in rows]
+
+    return logged
 
 
 @pytest.fixture

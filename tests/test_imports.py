@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "train": {"train", "data", "optim"},
     "scaling": {"scaling", "data", "optim", "train.shape"},
     "conf": {"conf", "data.records", "data.tokenizers", "optim", "train.shape", "train.strategies"},
-    "slurm": {"slurm", "conf", "data.records", "data.__main__", "scaling.plans"},
+    "slurm": {"slurm", "conf", "data.records", "data.__main__", "scaling.plans", "train.memory"},
     "hydra_plugins": {"hydra_plugins", "slurm", "conf"},
 }
 

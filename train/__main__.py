@@ -1,12 +1,15 @@
 """`python -m train <run folder>`: the worker that trains one point, on one device.
 
-The folder holds config.yaml. Processes of one point find each other by RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and
-MASTER_PORT. Exit codes: 0 completed, 85 asked to stop (resumable), 75 another process writes this run, 1 anything else;
-summary.json says what.
+The folder holds config.yaml. Processes of one point find each other by RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE,
+MASTER_ADDR and MASTER_PORT, as the runner and torchrun set them; under srun they follow from Slurm's own variables.
+
+SIGTERM, SIGINT and SIGUSR1 finish the step, checkpoint and end; a second one ends at once. Exit codes: 0 completed, 85
+asked to stop (resumable), 75 another process writes this run, 1 anything else; summary.json says what.
 """
 
 import contextlib
 import importlib.metadata
+import math
 import os
 import platform
 import signal
@@ -15,6 +18,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +34,14 @@ from data.records import (
     end_with_parent,
     lock_run,
     read_lines,
-    write_json,
     write_once,
+    write_summary,
 )
 
 
 def main(folder: Path) -> int:
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, lambda *_: stop.set())
+    os.environ |= slurm_environment(os.environ)
+    stop = stop_on_signals()
     end_with_parent()
     config = yaml.safe_load((folder / "config.yaml").read_text())
     is_first = int(os.environ.get("RANK", 0)) == 0
@@ -49,7 +52,7 @@ def main(folder: Path) -> int:
             except ValueError as error:
                 print(f"error: {error}", file=sys.stderr)
                 return LOCKED_EXIT
-            (folder / "summary.json").unlink(missing_ok=True)  # how an earlier life ended says nothing of this one
+            write_summary(folder, {})  # how an earlier life ended says nothing of this one
         try:
             status = train_point(config, folder, stop)
         except Exception as error:
@@ -58,9 +61,57 @@ def main(folder: Path) -> int:
             if is_first:
                 reason = f"{type(error).__name__}: {error}"
                 end_life(folder, FAILED)
-                write_json(folder / "summary.json", {"status": FAILED, "stop_reason": reason})
+                write_summary(folder, {"status": FAILED, "stop_reason": reason})
             return 1
     return {COMPLETED: 0, PREEMPTED: PREEMPTED_EXIT}.get(status, 1)
+
+
+def stop_on_signals() -> threading.Event:
+    """Set by the first SIGTERM, SIGINT or SIGUSR1; the second ends the process at once, as a kill would.
+
+    A batch system may send one signal twice, to the job and to its steps: what comes within a second is one.
+    """
+    stop = threading.Event()
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer)
+    for number in numbers:
+        signal.signal(number, lambda *_: None)  # heard by the thread, also while a collective holds the main one up
+
+    def listen() -> None:
+        first_at = math.inf
+        while True:
+            if os.read(reader, 1)[0] not in numbers:
+                continue
+            if time.monotonic() - first_at > 1:
+                os._exit(PREEMPTED_EXIT)
+            first_at = min(first_at, time.monotonic())
+            stop.set()
+
+    threading.Thread(target=listen, daemon=True).start()
+    return stop
+
+
+def slurm_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """What srun's variables say of the processes of a point; {} where they are known already, or srun is not there.
+
+    Tasks of a node are counted as "2(x3),1": two on each of three nodes, one on the fourth.
+    """
+    if "RANK" in environment or "SLURM_PROCID" not in environment:
+        return {}
+    counts: list[int] = []
+    for part in environment["SLURM_STEP_TASKS_PER_NODE"].split(","):
+        tasks, _, times = part.partition("(x")
+        counts += [int(tasks)] * int(times.rstrip(")") or 1)
+    return {
+        "RANK": environment["SLURM_PROCID"],
+        "LOCAL_RANK": environment["SLURM_LOCALID"],
+        "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_WORLD_SIZE": str(counts[int(environment["SLURM_NODEID"])]),
+        "MASTER_ADDR": environment.get("MASTER_ADDR") or environment["SLURM_LAUNCH_NODE_IPADDR"],
+        "MASTER_PORT": environment.get("MASTER_PORT") or str(20000 + int(environment["SLURM_JOB_ID"]) % 10000),
+    }
 
 
 def train_point(config: dict[str, Any], folder: Path, stop: threading.Event) -> str:
@@ -69,13 +120,16 @@ def train_point(config: dict[str, Any], folder: Path, stop: threading.Event) -> 
     from train.loop import train
     from train.run import build_run
 
-    threads = int(os.environ["OMP_NUM_THREADS"]) if "OMP_NUM_THREADS" in os.environ else torch.get_num_threads()
+    threads = int(os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads())))  # Fabric would set its own
     torch.set_num_threads(threads)
     run = build_run(config, folder)
     life = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "world_size": run.fabric.world_size,
-        "strategy": config["launch"]["strategy"]["_target_"],
+        "strategy": run.strategy,
+        "micro_batch_size": run.micro_batch_size,
+        "activation_checkpointing": config["launch"]["activation_checkpointing"],
+        "compile": config["launch"]["compile"],
         "threads": threads,
         "device": str(run.fabric.device),
         "host": platform.node(),
@@ -95,8 +149,9 @@ def train_point(config: dict[str, Any], folder: Path, stop: threading.Event) -> 
 def warn_of_changes(folder: Path, life: dict[str, Any]) -> None:
     """Says what differs from the last life: the same bits need the same layout, thread count and libraries."""
     lives = read_lines(folder / "lives.jsonl")
-    for key in ("world_size", "strategy", "threads", "device", "torch"):
-        if lives and lives[-1].get(key) != life[key]:
+    layout = ("world_size", "strategy", "micro_batch_size", "activation_checkpointing", "compile")
+    for key in (*layout, "threads", "device", "torch"):
+        if lives and lives[-1].get(key, life[key]) != life[key]:
             print(
                 f"warning: {key} was {lives[-1].get(key)} in the run's last life and is {life[key]} now: "
                 "the samples and the plan stay the same, the last bits of the losses may not.",
@@ -121,4 +176,9 @@ def code_version() -> str:
 if __name__ == "__main__":
     if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "config.yaml").exists():
         sys.exit("usage: python -m train <run folder>; the folder holds config.yaml (`fulcrum train` writes it).")
-    sys.exit(main(Path(sys.argv[1]).resolve()))
+    code = main(Path(sys.argv[1]).resolve())
+    if code in (0, PREEMPTED_EXIT):
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # a checkpoint's thread may still be waiting for ranks that are gone

@@ -1,44 +1,47 @@
 """Averaged weights beside the model's, in float32: updated after every step, evaluated in the model's place.
 
-Everything is done parameter by parameter, on what this process holds of it: right for replicas and for shards alike.
+Everything is done fragment by fragment, on what this process holds of the weights: right for replicas and for shards.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from optim.averaging import Average
 from optim.plan import Plan
+from train.engine import Engine
+from train.fragments import Fragment
 
 
 class Averages:
     """The averages of one run, by name. Step and plan say all there is to know beside the weights themselves."""
 
-    def __init__(
-        self, settings: Mapping[str, Average], parameters: Iterable[tuple[str, nn.Parameter]], plan: Plan
-    ) -> None:
-        """All start at the present values of `parameters` (names and parameters, as the strategy placed them)."""
-        named = dict(parameters)
-        self._names, self._parameters = list(named), list(named.values())
+    def __init__(self, settings: Mapping[str, Average], engine: Engine, plan: Plan) -> None:
+        """All start at the present weights of `engine`."""
+        self.engine = engine
         tokens = np.append(plan.steps().tokens_before, plan.final_tokens)
         self._weights = {name: average.weights(tokens) for name, average in settings.items()}
-        self._averaged = {
-            name: [p.detach().to(torch.float32, copy=True) for p in self._parameters] for name in settings
-        }
+        self._averaged: dict[str, dict[tuple[str, int], Tensor]] = {name: {} for name in settings}
+        self.start()
+
+    def start(self) -> None:
+        """All are the present weights."""
+        if self._averaged:
+            own = self._copy()
+            for averaged in self._averaged.values():
+                averaged.update({place: value.clone() for place, value in own.items()})
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Takes in the model's weights after `step` steps (1 after the first)."""
-        if not self._averaged:
-            return
-        newest = [p.detach().float() for p in self._parameters]  # no copy where they are float32
-        for name, averaged in self._averaged.items():
-            weight = float(self._weights[name][step - 1])
-            if weight:
+        """Takes in the model's weights after `step` steps of the plan (1 after the first)."""
+        due = {name: weight for name, weights in self._weights.items() if (weight := float(weights[step - 1]))}
+        for fragments in self.engine.groups() if due else ():
+            newest = [piece.weights for piece in fragments]
+            for name, weight in due.items():
+                averaged = [self._averaged[name][piece.name, piece.start] for piece in fragments]
                 torch._foreach_lerp_(averaged, newest, weight)
 
     def begun(self, step: int) -> list[str]:
@@ -48,25 +51,23 @@ class Averages:
     @contextmanager
     def applied(self, name: str) -> Iterator[None]:
         """Within it the model has the averaged weights; after it, whatever happened, its own, bit for bit."""
-        own = [p.detach().clone() for p in self._parameters]
+        own = self._copy()
         try:
             self._put(self._averaged[name])
             yield
         finally:
             self._put(own)
 
+    def of(self, piece: Fragment) -> dict[str, Tensor]:
+        """Average -> averaged weights of a fragment; writing to them changes the average."""
+        return {name: averaged[piece.name, piece.start] for name, averaged in self._averaged.items()}
+
+    def _copy(self) -> dict[tuple[str, int], Tensor]:
+        return {(p.name, p.start): p.weights.clone() for fragments in self.engine.groups() for p in fragments}
+
     @torch.no_grad()
-    def _put(self, values: list[Tensor]) -> None:
+    def _put(self, values: Mapping[tuple[str, int], Tensor]) -> None:
         # in place: optimizer, DDP and shards hold on to the parameters themselves
-        for parameter, value in zip(self._parameters, values, strict=True):
-            parameter.copy_(value)
-
-    def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """Average -> parameter -> averaged weights."""
-        return {name: dict(zip(self._names, averaged, strict=True)) for name, averaged in self._averaged.items()}
-
-    @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
-        for name, averaged in self._averaged.items():
-            for parameter, value in zip(self._names, averaged, strict=True):
-                value.copy_(state[name][parameter])
+        for fragments in self.engine.groups(write=True):
+            for piece in fragments:
+                piece.weights.copy_(values[piece.name, piece.start])

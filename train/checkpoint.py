@@ -1,66 +1,180 @@
-"""Checkpoints of one run: weights, optimizer and counters, committed by a manifest with checksums.
+"""Checkpoints of one run: the same files whatever the strategy and the world size, written while training goes on.
 
     checkpoints/
-        000001048576/           tokens seen
-            state.pt
-            manifest.json       written last: a folder without it does not count
+        000001048576/            tokens seen
+            __0_0.distcp ...     fragments of weights, optimizer state and averages (torch.distributed.checkpoint)
+            .metadata            which fragment lies where
+            manifest.json        counters and checksums, written last: a folder without it does not count
 
-Nothing about schedules, data order or random numbers is stored: they follow from the tokens seen.
+    model/<parameter>@<start>               float32, a piece of the flat parameter
+    optimizer/<parameter>/<key>@<start>     state with a number per weight, in the same pieces
+    optimizer/<parameter>/<key>             any other state of the parameter; <key># where it counts
+    averages/<name>/<parameter>@<start>
+
+A process writes the pieces that it holds (`train.fragments`) and reads the pieces that make up what it holds, so any
+strategy and world size goes on from any other. Nothing about schedules, data order or random numbers is stored: they
+follow from the tokens seen.
 """
 
 import hashlib
+import itertools
 import os
 import shutil
 import sys
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from data.records import read_json, write_json
+from train.fragments import Fragment, overlaps
+
+if TYPE_CHECKING:
+    from train.averages import Averages
+    from train.engine import Engine
+
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process saves and loads too
+
+FORMAT = 1
+
+# ---------------------------------------------------------------------------------------------------- writing
 
 
-def save(folder: Path, tokens: int, state: dict[str, Any], keep: int) -> None:
-    """Writes `state` under `folder`, then removes all but the `keep` newest checkpoints."""
-    final = folder / f"{tokens:012d}"
-    temporary = folder / f".{final.name}.tmp"
-    for cut_off in folder.glob(".*.tmp"):  # by a kill in mid-write
-        shutil.rmtree(cut_off)
-    temporary.mkdir(parents=True)
-    path = temporary / "state.pt"
-    with path.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    write_json(temporary / "manifest.json", {"tokens": tokens, "files": {"state.pt": _checksum(path)}})
-    shutil.rmtree(final, ignore_errors=True)  # what another life left here at the same tokens
-    os.replace(temporary, final)
-    for old in _folders(folder)[keep:]:
-        shutil.rmtree(old)
+class Checkpoints:
+    """Saves one run's checkpoints. All ranks make the same calls.
+
+    `keep` newest are kept, of every `keep_every` tokens the first, and those at `marks`.
+    """
+
+    def __init__(
+        self, folder: Path, keep: int, keep_every: float | None, marks: Iterable[int], timeout: timedelta
+    ) -> None:
+        self.folder, self.keep, self.keep_every, self.marks = folder, keep, keep_every, set(marks)
+        self._is_first, self._group = True, None
+        if dist.is_initialized():  # a group of its own: written beside training, and from the CPU's memory
+            self._is_first, self._group = dist.get_rank() == 0, dist.new_group(backend="gloo", timeout=timeout)
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: tuple[int, Future[None]] | None = None
+        if self._is_first:
+            for cut_off in folder.glob(".*.tmp"):  # by a kill in mid-write
+                shutil.rmtree(cut_off)
+
+    def save(self, tokens: int, engine: "Engine", averages: "Averages", counters: Mapping[str, Any]) -> None:
+        """Copies what this process holds to the CPU's memory, and writes it in the background.
+
+        Waits for the one before, whose failure is an OSError here.
+        """
+        self.wait()
+        state = {key: value.to("cpu", copy=True) for key, value in _held(engine, averages)}
+        self._pending = tokens, self._writer.submit(self._write, tokens, state, dict(counters))
+
+    def wait(self) -> None:
+        """Until the last checkpoint is on disk. OSError, with its tokens and the reason, where it could not be."""
+        if self._pending is None:
+            return
+        (tokens, future), self._pending = self._pending, None
+        try:
+            future.result()
+        except Exception as error:
+            shutil.rmtree(self._temporary(tokens), ignore_errors=True)
+            last = next((path.name for path in _folders(self.folder)), None)
+            kept = f"the last good one, {last}, is untouched" if last else "there is no earlier one"
+            raise OSError(
+                f"the checkpoint at {tokens} tokens could not be written to {self.folder}: {_reason(error)}; {kept}."
+            ) from error
+
+    def _write(self, tokens: int, state: dict[str, Tensor], counters: dict[str, Any]) -> None:
+        temporary, final = self._temporary(tokens), self._final(tokens)
+        temporary.mkdir(parents=True, exist_ok=True)
+        writer = dcp.FileSystemWriter(temporary, sync_files=True)
+        # every rank's files are whole when the first returns
+        dcp.save(state, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
+        if not self._is_first:
+            return
+        files = {path.name: _checksum(path) for path in sorted(temporary.iterdir())}
+        write_json(temporary / "manifest.json", {"format": FORMAT, "tokens": tokens, **counters, "files": files})
+        shutil.rmtree(final, ignore_errors=True)  # what another life left here at the same tokens
+        os.replace(temporary, final)
+        for old in retired(_folders(self.folder), self.keep, self.keep_every, self.marks):
+            shutil.rmtree(old)
+
+    def _final(self, tokens: int) -> Path:
+        return self.folder / f"{tokens:012d}"
+
+    def _temporary(self, tokens: int) -> Path:
+        return self.folder / f".{tokens:012d}.tmp"
 
 
-def load_latest(folder: Path) -> dict[str, Any] | None:
-    """The newest whole checkpoint's state, on the CPU; None without one. A damaged one is named and passed over."""
+def retired(folders: list[Path], keep: int, keep_every: float | None, marks: set[int]) -> list[Path]:
+    """Of checkpoint folders, newest first, those that no rule keeps."""
+    old = []
+    for folder, before in list(itertools.pairwise([*folders, None]))[keep:]:
+        assert folder is not None
+        tokens, earlier = int(folder.name), int(before.name) if before else 0
+        first_of_interval = keep_every is not None and tokens // keep_every > earlier // keep_every
+        if tokens not in marks and not first_of_interval:
+            old.append(folder)
+    return old
+
+
+def _held(engine: "Engine", averages: "Averages") -> Iterable[tuple[str, Tensor]]:
+    for fragments in engine.groups():
+        for piece in fragments:
+            yield f"model/{piece.name}@{piece.start}", piece.weights
+            for key, value in piece.elementwise().items():
+                yield f"optimizer/{piece.name}/{key}@{piece.start}", value
+            for key, value in piece.other().items():
+                if isinstance(value, Tensor):
+                    yield f"optimizer/{piece.name}/{key}", value
+                else:
+                    assert isinstance(value, int), (key, value)
+                    yield f"optimizer/{piece.name}/{key}#", torch.tensor(value)
+            for name, value in averages.of(piece).items():
+                yield f"averages/{name}/{piece.name}@{piece.start}", value
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause: torch wraps what happened on each rank."""
+    failures = getattr(error, "failures", None)
+    if failures:
+        error = next(iter(failures.values()))[0]
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error) or type(error).__name__
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest whole checkpoint under `folder`; None without one. A damaged one is named and passed over."""
     for candidate in _folders(folder):
-        problem = _damage(candidate)
+        problem = damage(candidate)
         if problem is None:
-            return torch.load(candidate / "state.pt", map_location="cpu", weights_only=True)
+            return candidate
         print(f"warning: checkpoint {candidate} is damaged ({problem}); the one before it is used.", file=sys.stderr)
     return None
 
 
-def _folders(folder: Path) -> list[Path]:
-    """Checkpoint folders, newest first."""
-    return sorted((p for p in folder.glob("[0-9]*") if p.is_dir()), reverse=True)
-
-
-def _damage(candidate: Path) -> str | None:
+def damage(candidate: Path) -> str | None:
+    """What is wrong with a checkpoint's files; None where they are what was written."""
     try:
         manifest = read_json(candidate / "manifest.json")
     except ValueError:
         return "its manifest is not valid JSON"
     if not manifest:
         return "no manifest"
+    if manifest.get("format") != FORMAT:
+        return f"its format is {manifest.get('format', 'older')}, this version reads {FORMAT}"
     for name, checksum in manifest["files"].items():
         path = candidate / name
         if not path.exists():
@@ -68,6 +182,118 @@ def _damage(candidate: Path) -> str | None:
         if _checksum(path) != checksum:
             return f"checksum of {name} differs"
     return None
+
+
+def load(path: Path, engine: "Engine", averages: "Averages | None") -> dict[str, Any]:
+    """Brings weights, optimizer state and averages (None: they are not asked for) of a whole checkpoint into this
+    process's fragments, and gives the counters. ValueError where it is of another model, optimizer or averages."""
+    saved = Saved(path)
+    for fragments in engine.groups(write=True):
+        wanted = saved.reader()
+        for piece in fragments:
+            wanted.fill(f"model/{piece.name}", piece.start, piece.weights)
+            for key in saved.pieces_below(f"optimizer/{piece.name}/"):
+                wanted.fill(f"optimizer/{piece.name}/{key}", piece.start, piece.make(key))
+            for key in saved.whole_below(f"optimizer/{piece.name}/"):
+                wanted.put(f"optimizer/{piece.name}/{key}", piece, key)
+            for name, value in (averages.of(piece) if averages else {}).items():
+                wanted.fill(f"averages/{name}/{piece.name}", piece.start, value)
+        wanted.read()
+    return read_json(path / "manifest.json")
+
+
+def read_weights(path: Path, average: str | None = None) -> dict[str, Tensor]:
+    """All weights of a whole checkpoint, or those of an average, flat float32 on the CPU by parameter name."""
+    saved = Saved(path)
+    prefix = f"averages/{average}/" if average else "model/"
+    names = saved.pieces_below(prefix)
+    if not names:
+        there = sorted({key.split("/")[1] for key in saved.pieces if key.startswith("averages/")})
+        raise ValueError(f"{path} holds no average {average!r}; it has {', '.join(there) or 'none'}.")
+    wanted = saved.reader()
+    weights = {name: torch.empty(saved.numel(prefix + name)) for name in names}
+    for name, value in weights.items():
+        wanted.fill(prefix + name, 0, value)
+    wanted.read()
+    return weights
+
+
+class Saved:
+    """What a checkpoint holds, from its metadata."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.entries: dict[str, TensorStorageMetadata] = {}
+        self.pieces: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
+        for key, entry in dcp.FileSystemReader(path).read_metadata().state_dict_metadata.items():
+            assert isinstance(entry, TensorStorageMetadata)
+            self.entries[key] = entry
+            name, at, start = key.partition("@")
+            if at:
+                self.pieces[name].append((int(start), entry.size.numel(), key))
+
+    def pieces_below(self, prefix: str) -> list[str]:
+        return [name.removeprefix(prefix) for name in self.pieces if name.startswith(prefix)]
+
+    def whole_below(self, prefix: str) -> list[str]:
+        return [key.removeprefix(prefix) for key in self.entries if key.startswith(prefix) and "@" not in key]
+
+    def numel(self, name: str) -> int:
+        return max(start + numel for start, numel, _ in self.pieces[name])
+
+    def reader(self) -> "Reader":
+        return Reader(self)
+
+
+class Reader:
+    """Collects what is wanted of a checkpoint, then reads it at once."""
+
+    def __init__(self, saved: Saved) -> None:
+        self.saved = saved
+        self.buffers: dict[str, Tensor] = {}
+        self.copies: list[tuple[Tensor, str, slice]] = []
+        self.wholes: list[tuple[str, Fragment, str]] = []
+
+    def fill(self, name: str, start: int, target: Tensor) -> None:
+        """`target` is to hold elements [start, start + numel) of the flat tensor `name`."""
+        try:
+            for key, theirs, ours in overlaps(start, target.numel(), self.saved.pieces[name]):
+                self.copies.append((target[ours], key, theirs))
+                self._buffer(key)
+        except ValueError as error:
+            raise ValueError(f"{self.saved.path} does not hold all of {name}: {error}.") from None
+
+    def put(self, name: str, piece: Fragment, key: str) -> None:
+        """The tensor or number `name` is to be `key` of the piece's state."""
+        self._buffer(name)
+        self.wholes.append((name, piece, key))
+
+    def _buffer(self, key: str) -> Tensor:
+        if key not in self.buffers:
+            entry = self.saved.entries[key]
+            self.buffers[key] = torch.empty(entry.size, dtype=entry.properties.dtype)
+        return self.buffers[key]
+
+    @torch.no_grad()
+    def read(self) -> None:
+        reader = dcp.FileSystemReader(self.saved.path)
+        dcp.load(self.buffers, storage_reader=reader, no_dist=True)
+        for target, key, theirs in self.copies:
+            target.copy_(self.buffers[key][theirs])
+        for name, piece, key in self.wholes:
+            value = self.buffers[name].clone()
+            if key.endswith("#"):
+                piece.state[key.removesuffix("#")] = value.item()
+            else:  # counters stay on the CPU, where torch's optimizers have them
+                piece.state[key] = value.to(piece.holder.device) if value.ndim else value
+
+
+# ---------------------------------------------------------------------------------------------------- files
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Checkpoint folders, newest first."""
+    return sorted((p for p in folder.glob("[0-9]*") if p.is_dir()), reverse=True)
 
 
 def _checksum(path: Path) -> str:

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from data.batches import rank_share
 from data.records import COMPLETED, DIVERGED, PREEMPTED, RunWriter
 from train import checkpoint
 from train.run import Run
-from train.step import StepResult, evaluate, optimizer_step
+from train.step import Asked, StepResult, evaluate, optimizer_step
 
 STOP_REASONS = {COMPLETED: "budget", PREEMPTED: "signal", DIVERGED: "non-finite loss or gradient"}
 
@@ -25,37 +26,45 @@ def train(run: Run, life: dict[str, Any], stop_requested: Callable[[], bool]) ->
     log_every = launch["log_every_tokens"] or plan.total_tokens / 200
     eval_every = run.config["eval"]["every_tokens"] or plan.total_tokens / 5
     save_every = launch["checkpoint"]["every_tokens"] or plan.total_tokens / 8
+    save_seconds = 60 * (launch["checkpoint"]["every_minutes"] or math.inf)
 
-    tokens, seconds_before = restore(run)
+    tokens, seconds = restore(run)
     step = int(np.searchsorted(plan.steps().tokens_before, tokens))
     record = RunWriter(run.folder, tokens, life) if run.fabric.is_global_zero else None
-    started = logged_at = time.perf_counter()
-    logged_tokens, stop = tokens, False
+    telemetry = run.telemetry
+    telemetry.start(tokens, seconds)
+    saved_at, skipped, stop = time.monotonic(), 0, False
     diverged: dict[str, Any] = {}
 
     while tokens < plan.final_tokens and not stop:
         lr, batch_size = plan.at(tokens)
-        result = optimizer_step(
-            run.fabric,
-            run.model,
-            run.optimizer,
-            run.micro_batches(tokens // length, batch_size),
-            valid_tokens=batch_size * length,
-            lr=lr,
-            clip_norm=run.config["clip_norm"],
-            z_loss=run.config["z_loss"],
-            stop=stop_requested(),
-        )
+        before, after = tokens, tokens + batch_size * length
+        done, log = after == plan.final_tokens, passes(before, after, log_every)
+        with telemetry.clock("data"):
+            micro_batches = run.micro_batches(tokens // length, batch_size)
+        several = run.fabric.world_size * len(micro_batches) > 1
+        with telemetry.profiled(due=passes(before, after, 10 * log_every)):
+            result = optimizer_step(
+                run.engine,
+                micro_batches,
+                valid_tokens=batch_size * length,
+                tokens=tokens,
+                lr=lr,
+                z_loss=run.config["z_loss"],
+                clock=telemetry.clock,
+                asked=Asked(stop_requested(), time.monotonic() - saved_at > save_seconds),
+                noise=run.noise if log and several else None,
+                guard=run.guard,
+            )
         if not result.finite:
             diverged = divergence(result, step, tokens, batch_size, run)
             break
-        before, tokens, step, stop = tokens, tokens + batch_size * length, step + 1, result.stop
+        tokens, step, stop = after, step + 1, result.stop
+        skipped += result.skipped
         run.averages.update(step)
 
-        done = tokens == plan.final_tokens
-        evaluation = evaluate_held_out(run, step) if done or passes(before, tokens, eval_every) else {}
-        if record and (evaluation or passes(before, tokens, log_every)):
-            now = time.perf_counter()
+        evaluation = evaluate_held_out(run, step) if done or passes(before, after, eval_every) else {}
+        if evaluation or log:
             row = {
                 "step": step,
                 "tokens": tokens,
@@ -65,21 +74,24 @@ def train(run: Run, life: dict[str, Any], stop_requested: Callable[[], bool]) ->
                 "batch_size": batch_size,
                 "loss": result.loss,
                 "grad_norm": result.grad_norm,
-                "tokens_per_second": (tokens - logged_tokens) / (now - logged_at),
-                "mfu": None,
-                "seconds": seconds_before + now - started,
+                "noise_scale": run.noise.value,
+                **telemetry.row(tokens),
                 **({"z_loss": result.z_loss} if run.config["z_loss"] else {}),
+                **({"skipped_updates": skipped} if run.guard else {}),
                 **evaluation,
             }
-            record.log(row)
+            if record:
+                record.log(row)
             for logger in run.loggers:
                 logger.log_metrics({k: v for k, v in row.items() if v is not None}, step)
-            logged_tokens, logged_at = tokens, now
-        if done or stop or passes(before, tokens, save_every):
+        if done or stop or result.save or tokens in run.checkpoints.marks or passes(before, after, save_every):
             if record:
-                record.sync()
-            save(run, tokens, seconds_before + time.perf_counter() - started)
+                record.sync()  # a checkpoint must not outlive the rows before it
+            with telemetry.clock("checkpoint"):
+                save(run, tokens)
+            saved_at = time.monotonic()
 
+    run.checkpoints.wait()
     status = DIVERGED if diverged else COMPLETED if tokens == plan.final_tokens else PREEMPTED
     if record:
         record.close(status, STOP_REASONS[status], record.final() | diverged)
@@ -108,7 +120,7 @@ def evaluate_held_out(run: Run, step: int) -> dict[str, float]:
 
 def held_out_loss(run: Run) -> tuple[float, dict[str, float]]:
     """Of the weights that the model has now: over all sources, weighted as in training, and by source."""
-    by_source = {name: evaluate(run.fabric, run.model, run.eval_batches(name)) for name in run.eval_data}
+    by_source = {name: evaluate(run.engine, run.eval_batches(name)) for name in run.eval_data}
     return by_weight(run, by_source), by_source
 
 
@@ -119,38 +131,51 @@ def by_weight(run: Run, values: Mapping[str, float]) -> float:
 
 
 def restore(run: Run) -> tuple[int, float]:
-    """Loads the newest whole checkpoint: (tokens seen, seconds spent), or (0, 0.0) where there is none."""
-    state = checkpoint.load_latest(run.folder / "checkpoints")
-    if state is None:
+    """Loads the newest whole checkpoint, or the parent's that a branch starts from: (tokens seen, seconds spent)."""
+    folder = run.checkpoints.folder
+    path = run.fabric.broadcast(checkpoint.newest(folder) if run.fabric.is_global_zero else None)
+    parent = run.config["parent"]
+    if path is None and parent:
+        path = run.folder.parent / parent["run_id"] / "checkpoints" / f"{parent['tokens']:012d}"
+        problem = run.fabric.broadcast(checkpoint.damage(path) if run.fabric.is_global_zero else None)
+        if problem:
+            raise ValueError(f"the parent's checkpoint {path} cannot be used ({problem}): train the parent again.")
+        checkpoint.load(path, run.engine, averages=None)
+        run.averages.start()
+        return parent["tokens"], 0.0
+    if path is None:
         return 0, 0.0
-    run.model.load_state_dict(state["model"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.averages.load_state_dict(state.get("averages", {}))  # checkpoints of older versions have none
-    return state["tokens"], state["seconds"]
+    counters = checkpoint.load(path, run.engine, run.averages)
+    run.noise.load_state_dict(counters["noise_scale"])
+    if run.guard:
+        run.guard.load_state_dict(counters["spike_guard"])
+    return counters["tokens"], counters["seconds"]
 
 
-def save(run: Run, tokens: int, seconds: float) -> None:
-    if run.fabric.is_global_zero:
-        state = {
-            "tokens": tokens,
-            "seconds": seconds,
-            "model": run.model.state_dict(),
-            "optimizer": run.optimizer.state_dict(),
-            "averages": run.averages.state_dict(),
-        }
-        checkpoint.save(run.folder / "checkpoints", tokens, state, run.config["launch"]["checkpoint"]["keep"])
-    run.fabric.barrier()
+def save(run: Run, tokens: int) -> None:
+    counters = {
+        "samples": tokens // run.plan.sequence_length,
+        "seconds": run.telemetry.seconds,
+        "world_size": run.fabric.world_size,
+        "strategy": run.strategy,
+        "noise_scale": run.noise.state_dict(),
+        "spike_guard": run.guard.state_dict() if run.guard else None,
+        "loggers": [logger.version for logger in run.loggers],
+    }
+    run.checkpoints.save(tokens, run.engine, run.averages, counters)
 
 
 def divergence(result: StepResult, step: int, tokens: int, batch_size: int, run: Run) -> dict[str, Any]:
-    """Where it went wrong: the step that was not made, its samples, and the ranks whose loss was not finite."""
-    first = tokens // run.plan.sequence_length
+    """Where it went wrong: the step that was not made, its samples, the ranks whose loss was not finite, and theirs."""
+    first, world_size = tokens // run.plan.sequence_length, run.fabric.world_size
+    shares = [rank_share(first, batch_size, rank, world_size) for rank in result.bad_ranks]
     return {
         "steps": step,
         "tokens": tokens,
         "flops": run.shape.flops_per_token(run.plan.sequence_length) * tokens,
         "samples": [first, first + batch_size],
         "ranks": result.bad_ranks,
+        "samples_of_ranks": [[share.start, share.stop] for share in shares],
         "loss": result.loss,
         "grad_norm": result.grad_norm,
     }

@@ -1,10 +1,13 @@
 """The model: a decoder-only transformer.
 
-    tokens -> embedding -> [x + attention(norm(x)); x + mlp(norm(x))] * n_layers -> norm -> head -> logits
+    tokens -> embedding -> [x + attention(norm(x)); x + mlp(norm(x))] * n_layers -> norm -> head -> logits, or the loss
 
 RMSNorm without bias, rotary positions, grouped queries, QK-norm as an option, SwiGLU or GELU, tied or untied head,
-causal attention, within documents when their ids are given. Norms, rotary embedding, softmax and loss are float32
-whatever the precision of the matrix products. Parallel forms are applied from outside.
+causal attention, within documents when their ids are given. The loss is computed inside, so that what gathers a split
+weight for its module's call (FSDP, ZeRO-3) gathers the head's. Parallel forms are applied from outside.
+
+Under bf16 the residual stream and the matrix products are bf16; norms, rotary embedding, softmax and loss are float32.
+A gain is rounded as a matrix is, so float32 weights under autocast and bf16 weights are one and the same function.
 
 Shape suffixes: B batch, T positions, D width, V padded vocabulary, H query heads, G key/value heads, K size of a head.
 """
@@ -16,18 +19,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from train.loss import Terms, linear_cross_entropy, softmax_terms
 from train.shape import Shape
 
 
+def compute_dtype(weight: Tensor) -> torch.dtype:
+    """The dtype of matrix products with `weight`: autocast's where it is on, else the weight's own."""
+    device = weight.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if autocast else weight.dtype
+
+
 class RMSNorm(nn.Module):
-    """x / rms(x) * gain over the last dimension, in float32."""
+    """x / rms(x) * gain over the last dimension, in float32; the gain is rounded to the dtype of x first."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), 1e-6).type_as(x)
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.type_as(x).float(), 1e-6).type_as(x)
 
 
 def rotary_table(shape: Shape, positions_T: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,32 +108,59 @@ class Block(nn.Module):
         return x_BTD + self.mlp(self.mlp_norm(x_BTD))
 
 
-class Transformer(nn.Module):
-    """Logits [B, T, V] of the next token; rows of the padding beyond `vocab_size` ids are -inf, so never predicted."""
+class Head(nn.Module):
+    """Logits or, with targets, the summed loss without ever all logits. Ids of the padding are never predicted."""
 
+    def __init__(self, shape: Shape, vocab_size: int) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.weight: Tensor = nn.Parameter(torch.empty(shape.vocab, shape.d_model))
+        self.terms: Terms = softmax_terms
+
+    def forward(
+        self, x_BTD: Tensor, targets_BT: Tensor | None = None, z_loss: float = 0.0
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        if targets_BT is not None:
+            x_ND, targets_N = x_BTD.flatten(0, 1), targets_BT.flatten()
+            return linear_cross_entropy(x_ND, self.weight, targets_N, self.vocab_size, z_loss, terms=self.terms)
+        logits_BTV = F.linear(x_BTD, self.weight)
+        if self.vocab_size < len(self.weight):
+            logits_BTV[..., self.vocab_size :] = -torch.inf
+        return logits_BTV
+
+
+class Transformer(nn.Module):
     def __init__(self, shape: Shape, vocab_size: int) -> None:
         super().__init__()
         self.shape, self.vocab_size = shape, vocab_size
         self.embedding = nn.Embedding(shape.vocab, shape.d_model)
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.n_layers))
         self.norm = RMSNorm(shape.d_model)
-        self.head = nn.Linear(shape.d_model, shape.vocab, bias=False)
+        self.head = Head(shape, vocab_size)
         if shape.tied:
             self.head.weight = self.embedding.weight
 
-    def forward(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
-        """`documents_BT`: document number of each position; attention then stays within a document."""
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        documents_BT: Tensor | None = None,
+        targets_BT: Tensor | None = None,
+        z_loss: float = 0.0,
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """Logits [B, T, V] of the next token, -inf from `vocab_size` on; with targets (objective, loss, z) instead.
+
+        These are float32 scalars, sums over positions whose target is not `IGNORED`: loss is the cross-entropy in nats,
+        z is (log Z)^2 (0 where `z_loss` is 0), and objective = loss + z_loss * z is the one to differentiate.
+        `documents_BT`: document number of each position; attention then stays within a document.
+        """
         rotary = rotary_table(self.shape, torch.arange(tokens_BT.shape[1], device=tokens_BT.device))
         mask_B1TT = None
         if documents_BT is not None:
             mask_B1TT = (documents_BT[:, :, None] == documents_BT[:, None, :]).tril()[:, None]
-        x_BTD = self.embedding(tokens_BT)
+        x_BTD = self.embedding(tokens_BT).to(compute_dtype(self.embedding.weight))
         for block in self.blocks:
             x_BTD = block(x_BTD, rotary, mask_B1TT)
-        logits_BTV = self.head(self.norm(x_BTD))
-        if self.vocab_size < self.shape.vocab:
-            logits_BTV[..., self.vocab_size :] = -torch.inf
-        return logits_BTV
+        return self.head(self.norm(x_BTD), targets_BT, z_loss)
 
 
 def initialize(model: Transformer, seed: int) -> None:

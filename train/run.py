@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.utils import instantiate
 from lightning.fabric import Fabric
 from torch import nn
@@ -15,18 +15,26 @@ from data.order import EvenlySpaced, SampleOrder
 from data.prepare import Prepared, cache_folder, open_prepared
 from optim.plan import Plan, plan_of
 from train.averages import Averages
+from train.blocks import prepare_blocks
+from train.checkpoint import Checkpoints
+from train.engine import Engine
 from train.model import Transformer, initialize
+from train.noise_scale import NoiseScale
 from train.shape import Shape
+from train.spikes import SpikeGuard
 from train.strategies import build_fabric
+from train.telemetry import Telemetry
 
 
 @dataclass
 class Run:
-    """One point, ready to train. `model` and `optimizer` are as the strategy wrapped them."""
+    """One point, ready to train."""
 
     config: Mapping[str, Any]
     folder: Path
     fabric: Fabric
+    strategy: str
+    """its name"""
     plan: Plan
     shape: Shape
     prepared: Prepared
@@ -35,9 +43,12 @@ class Run:
     eval_data: dict[str, tuple[Batches, int]]
     """held-out source -> (its windows, how many)"""
     micro_batch_size: int
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
+    engine: Engine
     averages: Averages
+    noise: NoiseScale
+    guard: SpikeGuard | None
+    telemetry: Telemetry
+    checkpoints: Checkpoints
     loggers: list[Any]
 
     def micro_batches(self, offset: int, batch_size: int) -> list[Batch]:
@@ -77,7 +88,7 @@ class Run:
             "tokenizer_fingerprint": self.prepared.tokenizer_fingerprint,
             "seed": self.config["seed"],
             "precision": self.config["precision"],
-            "parent": None,
+            "parent": self.config["parent"],
         }
 
 
@@ -94,27 +105,40 @@ def build_run(config: Mapping[str, Any], folder: Path) -> Run:
     shape: Shape = instantiate(config["model"], vocab_size=config["model"].get("vocab_size") or prepared.vocab_size)
     order = sample_order(prepared, length, config["seed"], config["unique_tokens"])
 
-    fabric = build_fabric(instantiate(launch["strategy"]), launch["accelerator"], config["precision"])
+    strategy, optimizer = instantiate(launch["strategy"]), instantiate(config["optimizer"])
+    timeout = timedelta(seconds=launch["collective_timeout"])
+    fabric = build_fabric(strategy, launch["accelerator"], config["precision"], config["clip_norm"], timeout)
     model = Transformer(shape, prepared.vocab_size)
     initialize(model, config["seed"])
-    optimizer = instantiate(config["optimizer"]).build(model.named_parameters(), plan)
-    model, optimizer = fabric.setup(model, optimizer)
+    prepare_blocks(model, launch["activation_checkpointing"], launch["compile"])
+
+    def build_optimizer(module: nn.Module) -> Any:
+        return optimizer.build(module.named_parameters(), plan)
+
+    engine = strategy.engine(fabric, model, build_optimizer, config["clip_norm"])
     averages = {name: instantiate(average) for name, average in (config["averages"] or {}).items()}
+    keep = launch["checkpoint"]
     logger = instantiate(launch["logger"])
     return Run(
         config=config,
         folder=folder,
         fabric=fabric,
+        strategy=strategy.name,
         plan=plan,
         shape=shape,
         prepared=prepared,
         order=order,
         train_data=Batches(prepared.sources, order, length, shape.document_mask),
         eval_data=held_out_batches(prepared, config["eval"]["tokens"], length, shape.document_mask),
-        micro_batch_size=launch["micro_batch_size"] or -(-plan.at(0).batch_size // fabric.world_size),
-        model=model,
-        optimizer=optimizer,
-        averages=Averages(averages, model.module.named_parameters(), plan),
+        micro_batch_size=launch["micro_batch_size"] or -(-int(plan.segments.batch_size[0]) // fabric.world_size),
+        engine=engine,
+        averages=Averages(averages, engine, plan),
+        noise=NoiseScale(plan.total_tokens / 20, fabric.device),
+        guard=instantiate(config["spike_guard"]),
+        telemetry=Telemetry(fabric, shape.flops_per_token(length), config["precision"]),
+        checkpoints=Checkpoints(
+            folder / "checkpoints", keep["keep"], keep["keep_every_tokens"], keep["marks"], timeout
+        ),
         loggers=[logger.build(folder, folder.name, dict(config))] if logger and fabric.is_global_zero else [],
     )
 

@@ -8,14 +8,18 @@ gradient. Strategies average gradients over ranks, hence `local_sum * world_size
 
 import math
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from lightning.fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.batches import IGNORED, Batch
+from train.engine import Engine
+from train.measure import Clock
+from train.noise_scale import NoiseScale
+from train.spikes import SpikeGuard
 
 
 class StepResult(NamedTuple):
@@ -26,91 +30,108 @@ class StepResult(NamedTuple):
     z_loss: float
     """mean of (log Z)^2, 0.0 where it is not used"""
     grad_norm: float
-    """norm of the whole gradient, before clipping"""
+    """norm of the whole gradient, before clipping; NaN where the update was left out before it was known"""
+    skipped: bool
+    """the spike guard left the update out"""
     stop: bool
     """some rank was asked to stop"""
+    save: bool
+    """the first rank wants a checkpoint"""
     bad_ranks: list[int]
     """ranks whose own loss is not finite"""
 
     @property
     def finite(self) -> bool:
-        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+        return math.isfinite(self.loss) and (self.skipped or math.isfinite(self.grad_norm))
 
 
-def loss_sum(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Sum over valid positions of the cross-entropy in nats; a float32 scalar."""
-    logits_NV = logits_BTV.flatten(0, 1).float()
-    return F.cross_entropy(logits_NV, targets_BT.flatten(), ignore_index=IGNORED, reduction="sum")
+class Asked(NamedTuple):
+    """What a rank has to say to the others; it travels with the losses, without a collective of its own."""
+
+    stop: bool = False
+    save: bool = False
 
 
-def z_sum(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Sum over valid positions of (log Z)^2, Z the softmax's normaliser; a float32 scalar."""
-    return (torch.logsumexp(logits_BTV.float(), dim=-1).square() * (targets_BT != IGNORED)).sum()
+NOTHING = Asked()
 
 
 def optimizer_step(
-    fabric: Fabric,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    engine: Engine,
     micro_batches: list[Batch],
     valid_tokens: int,
+    tokens: int,
     lr: float,
-    clip_norm: float,
     z_loss: float,
-    stop: bool = False,
+    clock: Clock,
+    asked: Asked = NOTHING,
+    noise: NoiseScale | None = None,
+    guard: SpikeGuard | None = None,
 ) -> StepResult:
     """Forward, backward, clip and update on this rank's micro-batches of a global batch with `valid_tokens` targets.
 
-    A non-finite loss or gradient leaves weights and optimizer as they were: look at `finite`. `stop` travels with the
-    losses, so that all ranks learn of a signal at the same step without a collective of its own. `lr` is the plan's
-    rate; a parameter group may have a multiple of it, `lr_scale`.
+    A non-finite loss or gradient leaves weights and optimizer as they were: look at `finite`. `tokens` is the clock
+    before the step. `noise` takes in the step's gradients, `guard` may leave the update out.
     """
-    sums = torch.zeros(3, dtype=torch.float64, device=fabric.device)
-    for i, batch in enumerate(micro_batches, 1):
-        tokens, targets, documents = _to_device(fabric, batch)
-        with fabric.no_backward_sync(model, enabled=i < len(micro_batches)):  # type: ignore[arg-type]
-            logits = model(tokens, documents)
-            loss = loss_sum(logits, targets)
-            sums[0] += loss.detach()
-            if z_loss:
-                z = z_sum(logits, targets)
-                sums[1] += z.detach()
-                loss = loss + z_loss * z
-            fabric.backward(loss * (fabric.world_size / valid_tokens))
-    sums[2] = stop
-    norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm if clip_norm else math.inf)
-    local_loss = sums[0].clone()
-    sums = _sum_over_ranks(fabric, sums)
-    loss_total, z_total, stops, grad_norm = torch.cat([sums, norm.double().reshape(1)]).tolist()  # the one sync
-    result = StepResult(loss_total / valid_tokens, z_total / valid_tokens, grad_norm, stops > 0, [])
-    if not result.finite:
-        losses = torch.as_tensor(fabric.all_gather(local_loss)).flatten().tolist()
-        result = result._replace(bad_ranks=[rank for rank, loss in enumerate(losses) if not math.isfinite(loss)])
-    else:
-        for group in optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return result
+    fabric = engine.fabric
+    sums = torch.zeros(4, dtype=torch.float64, device=fabric.device)
+    scale = fabric.world_size / valid_tokens
+    with clock("forward_backward"), noise.watch(engine.module.parameters(), scale) if noise else nullcontext():
+        for i, batch in enumerate(micro_batches, 1):
+            inputs, targets, documents = _to_device(fabric, batch)
+            with engine.accumulating(last=i == len(micro_batches)):
+                objective, loss, z = engine.model(inputs, documents, targets, z_loss)
+                engine.backward(objective * scale)
+            sums[0] += loss
+            sums[1] += z
+            if noise:
+                noise.micro_batch(int((batch.targets != IGNORED).sum()))
+    with clock("optimizer"):
+        sums[2], sums[3] = asked.stop, asked.save and fabric.is_global_zero
+        norm = engine.gradient_norm()
+        local_loss = sums[0].clone()
+        sums = _sum_over_ranks(fabric, torch.cat([sums, noise.take()]) if noise else sums)
+        known = [] if norm is None else [norm.double().reshape(1)]
+        values = torch.cat([sums, *known]).tolist()  # the one sync
+        grad_norm = values.pop() if known else None
+        mean_loss = values[0] / valid_tokens
+        finite = math.isfinite(mean_loss) and (grad_norm is None or math.isfinite(grad_norm))
+        skipped = bool(finite and guard and guard.is_spike(tokens, mean_loss, grad_norm))
+        if not finite or skipped:
+            engine.skip()
+        else:
+            found = engine.update(lr)
+            grad_norm = found if grad_norm is None else grad_norm
+        grad_norm = math.nan if grad_norm is None else grad_norm
+        if noise:
+            noise.update(values[4], values[5], grad_norm, valid_tokens, tokens + valid_tokens)
+    bad_ranks = [] if math.isfinite(mean_loss) else _not_finite(fabric, local_loss)
+    return StepResult(mean_loss, values[1] / valid_tokens, grad_norm, skipped, values[2] > 0, values[3] > 0, bad_ranks)
 
 
 @torch.no_grad()
-def evaluate(fabric: Fabric, model: nn.Module, micro_batches: Iterable[Batch]) -> float:
+def evaluate(engine: Engine, micro_batches: Iterable[Batch]) -> float:
     """Mean cross-entropy in nats over the valid tokens of all ranks' micro-batches."""
-    model.eval()
+    fabric = engine.fabric
+    engine.model.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=fabric.device)
     for batch in micro_batches:
-        tokens, targets, documents = _to_device(fabric, batch)
-        sums[0] += loss_sum(model(tokens, documents), targets)
+        inputs, targets, documents = _to_device(fabric, batch)
+        _, loss, _ = engine.model(inputs, documents, targets, 0.0)
+        sums[0] += loss
         sums[1] += (targets != IGNORED).sum()
-    model.train()
+    engine.model.train()
     total, count = _sum_over_ranks(fabric, sums).tolist()
     return total / count
 
 
+def _not_finite(fabric: Fabric, local_loss: Tensor) -> list[int]:
+    losses = torch.as_tensor(fabric.all_gather(local_loss)).flatten().tolist()
+    return [rank for rank, loss in enumerate(losses) if not math.isfinite(loss)]
+
+
 def _to_device(fabric: Fabric, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-    tokens, targets, documents = (None if x is None else fabric.to_device(torch.from_numpy(x)) for x in batch)
-    return tokens, targets, documents  # type: ignore[return-value]
+    inputs, targets, documents = (None if x is None else fabric.to_device(torch.from_numpy(x)) for x in batch)
+    return inputs, targets, documents  # type: ignore[return-value]
 
 
 def _sum_over_ranks(fabric: Fabric, x: Tensor) -> Tensor:

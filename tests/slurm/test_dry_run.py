@@ -1,9 +1,13 @@
 """`dry_run=true` as a user meets it: all points are validated and shown, nothing is started or written."""
 
+import json
+
 import pytest
 
 from conf.points import expand
-from slurm.dry_run import describe
+from data.records import write_json
+from slurm.dry_run import describe, in_bytes, measured_speeds, memory
+from train.memory import STRATEGIES
 
 
 @pytest.mark.usefixtures("hydra_conf")
@@ -21,7 +25,9 @@ def test_each_point_is_shown_with_its_size_and_a_grouping_only_once(tiny):
             f"tokens {point.plan.final_tokens:,}",
         ):
             assert value in text
-    assert text.count("  Muon: 14 tensors, ") == 2 and text.count(f"  optimizer as for {points[0].run_id}") == 1
+    assert (
+        text.count("  Muon: 14 tensors, ") == 2 and text.count(f"  memory and optimizer as for {points[0].run_id}") == 1
+    )
     hidden = (
         sum(rows * columns for rows, columns in list(points[0].shape.parameters().values())[2:6]) * 2 + 2 * 3 * 16 * 32
     )
@@ -49,3 +55,71 @@ def test_a_dry_run_writes_nothing_needs_no_torch_and_still_refuses_bad_points(fu
     bad = fulcrum(*arguments, "optimizer.timescale=0.5,0.001")
     assert bad.returncode == 1 and "2 of 4 points are not valid" in bad.stderr and "Traceback" not in bad.stderr
     assert sorted(p for p in tmp_path.rglob("*") if "__pycache__" not in p.parts) == before
+
+
+@pytest.mark.usefixtures("hydra_conf")
+def test_hours_follow_from_a_given_speed(tiny):
+    points = expand([[*tiny, f"launch.tokens_per_second={100 / hours}", f"label=h{hours}"] for hours in (1, 4)])
+    text = describe(points)
+    for hours in (1, 4):
+        assert f"  {6400 * hours / 100 / 3600:.3g} hours at {100 / hours:.0f} tokens/s, as given" in text
+    assert f"{6400 * 5 / 100 / 3600:.3g} hours for 2 of 2 points" in text
+
+
+@pytest.mark.usefixtures("hydra_conf")
+def test_hours_follow_from_runs_of_the_same_shape_and_layout(tiny):
+    (point,) = expand([tiny])
+    assert "not known for 1 of 1: give launch.tokens_per_second" in describe([point])
+    shape = point.shape
+    run = {"N": shape.N, "N_total": shape.N_total, "sequence_length": 32, "precision": "float32"}
+    run["flops_per_token"] = shape.flops_per_token(32)
+    life = {"world_size": 1, "strategy": "single"}
+
+    def record(name, run, life, speeds):
+        folder = point.folder.parent / name
+        folder.mkdir(parents=True)
+        write_json(folder / "run.json", run)
+        (folder / "lives.jsonl").write_text(json.dumps(life) + "\n")
+        rows = [json.dumps({"tokens": i + 1, "tokens_per_second": speed}) + "\n" for i, speed in enumerate(speeds)]
+        (folder / "metrics.jsonl").write_text("".join(rows))
+
+    record("other size", run | {"N": 1}, life, [1e9])
+    record("other precision", run | {"precision": "bf16"}, life, [1e9])
+    record("other layout", run, life | {"world_size": 2}, [1e9])
+    record("other strategy", run, life | {"strategy": "ddp"}, [1e9])
+    record("no row yet", run, life, [])
+    assert measured_speeds(point) == []
+    record("first", run, life, [1.0, 4.0, 5.0])
+    record("second", run, life, [8.0])
+    assert measured_speeds(point) == [4.0, 8.0]
+    assert f"  {6400 / 6 / 3600:.3g} hours at 6 tokens/s, the median of 2 runs" in describe([point])
+
+
+@pytest.mark.usefixtures("hydra_conf")
+def test_the_memory_of_a_rank_is_shown_by_strategy_and_the_points_own_is_marked(tiny):
+    (point,) = expand([[*tiny, "strategy=zero2", "launch.devices=4", "launch.micro_batch_size=1", "averages=standard"]])
+    text = describe([point])
+    rows = {line.strip("* ").split()[0]: line for line in text.splitlines() if line.strip("* ").startswith(STRATEGIES)}
+    assert set(rows) == set(STRATEGIES)
+    assert [name for name, line in rows.items() if line.startswith("*")] == ["zero2"]
+    assert "takes one device" in rows["single"]
+    weights = 4 * point.shape.N_total
+    assert in_bytes(weights) in rows["ddp"] and in_bytes(weights / 4) in rows["fsdp"]
+    assert in_bytes(weights * len(point.config["averages"]) / 4) in rows["zero2"]
+    assert f"memory {in_bytes(memory(point, 'zero2').device)} a rank with zero2" in text
+
+
+@pytest.mark.usefixtures("hydra_conf")
+def test_a_sweep_has_one_table_and_an_optimizer_that_no_strategy_may_split_says_so(tiny):
+    points = expand([[*tiny, "optimizer=muon", f"model.d_model={d}", f"label=w{d}"] for d in (8, 32, 16)])
+    text = describe(points)
+    assert text.count("by strategy") == 1 and f"\n{points[1].run_id}, which needs the most" in text
+    assert text.count("splits matrices, which Muon needs whole") == len(STRATEGIES) - 2
+    assert text.count("a rank with single (") == 3
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "-"), (512, "512 B"), (999.6e3, "1 MB"), (1.234e9, "1.23 GB"), (5e12, "5 TB")]
+)
+def test_sizes_are_read_at_a_glance(size, text):
+    assert in_bytes(size) == text

@@ -1,6 +1,12 @@
-"""Points trained in this process, on one thread."""
+"""Points trained in this process, on one thread, or as any number of ranks in processes that stay."""
 
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection, Listener
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,3 +35,69 @@ def life(one_thread: None) -> Callable[..., Any]:
         return train(run, {"threads": 1}, lambda: steps is not None and next(calls) >= steps - 1), run
 
     return life
+
+
+@pytest.fixture
+def weights() -> Callable[..., Any]:
+    """The weights that a run in this process trained, flat, by parameter."""
+    return lambda run: {p.name: p.weights for fragments in run.engine.groups() for p in fragments}
+
+
+@pytest.fixture
+def averaged() -> Callable[..., Any]:
+    """The averages of a run in this process, flat, by name and parameter."""
+
+    def averaged(run):
+        pieces = [piece for fragments in run.engine.groups() for piece in fragments]
+        names = run.averages.of(pieces[0])
+        return {name: {piece.name: run.averages.of(piece)[name] for piece in pieces} for name in names}
+
+    return averaged
+
+
+class Pool:
+    """Worker processes, started when first needed; rank r of a job is worker r."""
+
+    def __init__(self, folder: Path) -> None:
+        self.listener = Listener(str(folder / "pool"))
+        self.workers: list[tuple[subprocess.Popen, Connection]] = []
+
+    def train(self, point, world_size: int = 1, steps: int | None = None) -> str:
+        """Trains at most `steps` steps of a point on `world_size` ranks; returns the status, the same on all."""
+        while len(self.workers) < world_size:
+            command = [sys.executable, Path(__file__).with_name("worker.py"), self.listener.address]
+            process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
+            self.workers.append((process, self.listener.accept()))
+        point.folder.mkdir(parents=True, exist_ok=True)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        connections = [connection for _, connection in self.workers[:world_size]]
+        for rank, connection in enumerate(connections):
+            environment = {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(world_size),
+                "LOCAL_WORLD_SIZE": str(world_size),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
+            connection.send((point.config, str(point.folder), environment, steps))
+        answers = [connection.recv() for connection in connections]
+        errors = [text for kind, text in answers if kind == "error"]
+        assert not errors, "\n".join(errors)
+        (status,) = {text for _, text in answers}
+        return status
+
+    def close(self) -> None:
+        for process, connection in self.workers:
+            connection.send(None)
+            process.wait(timeout=30)
+        self.listener.close()
+
+
+@pytest.fixture(scope="session")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+    pool = Pool(tmp_path_factory.mktemp("pool"))
+    yield pool
+    pool.close()

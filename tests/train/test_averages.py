@@ -1,23 +1,23 @@
 """Averaged weights of real runs, in this process: what they hold, that they survive a stop, and disturb nothing."""
 
-import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.fabric import Fabric
 
 from conf.points import expand
 from data.prepare import prepare
 from data.records import load_runs, write_atomic, write_json
-from optim.averaging import EWA, HalfLife, Tail
+from optim.averaging import EWA, Tail
 from optim.plan import Plan
 from optim.ramps import ConstantBatch
 from optim.schedules import Constant
 from scaling.wording import choices
-from train import checkpoint
 from train.averages import Averages
+from train.engine import TorchEngine
 from train.loop import held_out_loss
 from train.run import build_run
 
@@ -41,10 +41,9 @@ def make(tiny, cache):
     return make
 
 
-def rows(point):
-    timing = ("seconds", "tokens_per_second")
-    lines = (point.folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in timing} for line in lines]
+@pytest.fixture
+def rows(logged):
+    return lambda point: logged(point.folder)
 
 
 def counts(point):
@@ -64,73 +63,59 @@ def counts(point):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_averages_are_the_weighted_sums_of_all_iterates_in_float32(life, make, precision, monkeypatch):
+def test_averages_are_the_weighted_sums_of_all_iterates_in_float32(
+    life, weights, averaged, make, precision, monkeypatch
+):
     iterates = []
     update = Averages.update
 
     def recorded(self, step):
         update(self, step)
-        iterates.append([p.detach().double() for p in self._parameters])
+        iterates.append({p.name: p.weights.double() for fragments in self.engine.groups() for p in fragments})
 
     point = make(*STANDARD, f"precision={precision}")
-    initial = [p.detach().double() for p in build_run(point.config, point.folder).model.parameters()]
+    initial = {name: w.double() for name, w in weights(build_run(point.config, point.folder)).items()}
     monkeypatch.setattr(Averages, "update", recorded)
     status, run = life(point)
     assert status == "completed" and len(iterates) == 34
     by_name = counts(point)
-    for name, state in run.averages.state_dict().items():
-        for i, (parameter, value) in enumerate(state.items()):
+    for name, state in averaged(run).items():
+        for parameter, value in state.items():
             assert value.dtype == torch.float32
-            expected = sum(c * w[i] for c, w in zip(by_name[name], [initial, *iterates], strict=True) if c)
+            expected = sum(c * w[parameter] for c, w in zip(by_name[name], [initial, *iterates], strict=True) if c)
             torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6, msg=f"{name} {parameter}")
 
 
-def test_an_average_is_evaluated_under_its_own_key_from_its_first_iterate_on(life, make):
+def test_an_average_is_evaluated_under_its_own_key_from_its_first_iterate_on(rows, life, averaged, make):
     point = make(*STANDARD)
     _, run = life(point)
     evaluated = [row for row in rows(point) if "eval_loss" in row]
     assert [KEYS - row.keys() for row in evaluated] == [{"eval_loss_tail"}] * 3 + [set(), set()]
-    for name, weights in run.averages.state_dict().items():
-        run.model.load_state_dict(weights, strict=False)
+    for name, state in averaged(run).items():
+        run.averages._put({(parameter, 0): value for parameter, value in state.items()})
         loss, _ = held_out_loss(run)
         assert loss == evaluated[-1][f"eval_loss_{name}"] != evaluated[-1]["eval_loss"]
 
 
-def test_averages_do_not_disturb_training(life, make):
+def test_averages_do_not_disturb_training(rows, life, weights, make):
     point, plain = make(*STANDARD), make()
     _, run = life(point)
     _, expected = life(plain)
     assert [{k: v for k, v in row.items() if k not in KEYS} for row in rows(point)] == rows(plain)
-    for name, value in expected.model.state_dict().items():
-        torch.testing.assert_close(run.model.state_dict()[name], value, rtol=0, atol=0)
+    torch.testing.assert_close(weights(run), weights(expected), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("stops", [[1], [7, 1, 20], [33]])
-def test_a_stopped_run_goes_on_with_its_averages_bit_for_bit(life, make, stops):
+def test_a_stopped_run_goes_on_with_its_averages_bit_for_bit(rows, life, averaged, make, stops):
     point = make(*STANDARD)
     _, run = life(point)
-    expected, undisturbed = run.averages.state_dict(), rows(point)
+    expected, undisturbed = averaged(run), rows(point)
     make(*STANDARD)
     for steps in stops:
         assert life(point, steps)[0] == "preempted"
     status, run = life(point)
     assert status == "completed" and rows(point) == undisturbed
-    for name, weights in run.averages.state_dict().items():
-        for parameter, value in weights.items():
-            torch.testing.assert_close(value, expected[name][parameter], rtol=0, atol=0)
-
-
-def test_a_checkpoint_from_before_averages_loads(life, make):
-    point = make()
-    life(point)
-    undisturbed = rows(point)
-    make()
-    life(point, 5)
-    folder = point.folder / "checkpoints"
-    state = checkpoint.load_latest(folder)
-    del state["averages"]
-    checkpoint.save(folder, state["tokens"], state, keep=1)
-    assert life(point)[0] == "completed" and rows(point) == undisturbed
+    torch.testing.assert_close(averaged(run), expected, rtol=0, atol=0)
 
 
 def test_the_final_losses_of_averages_are_columns_and_not_choices(life, make):
@@ -151,7 +136,9 @@ def model():
 
 
 def averages_of(model, **settings):
-    return Averages(settings, model.named_parameters(), Plan(40, 1, 1.0, Constant(), ConstantBatch(4)))
+    fabric = Fabric(accelerator="cpu", devices=1)
+    engine = TorchEngine(fabric, model, lambda module: torch.optim.SGD(module.parameters()), clip_norm=0.0)
+    return Averages(settings, engine, Plan(40, 1, 1.0, Constant(), ConstantBatch(4)))
 
 
 def test_the_models_own_weights_come_back_also_when_evaluation_fails(model):
@@ -159,7 +146,7 @@ def test_the_models_own_weights_come_back_also_when_evaluation_fails(model):
     own = {name: p.detach().clone() for name, p in model.named_parameters()}
     places = [p.data_ptr() for p in model.parameters()]
     with torch.no_grad():
-        averages._averaged["ewa"][0].fill_(3.0)
+        averages._averaged["ewa"]["weight", 0].fill_(3.0)
     with pytest.raises(RuntimeError, match="evaluation"), averages.applied("ewa"):
         assert (model.weight == 3).all()
         raise RuntimeError("evaluation")
@@ -167,16 +154,4 @@ def test_the_models_own_weights_come_back_also_when_evaluation_fails(model):
         torch.testing.assert_close(parameter.detach(), own[name], rtol=0, atol=0)
         assert parameter.requires_grad
     assert [p.data_ptr() for p in model.parameters()] == places
-    assert (averages._averaged["ewa"][0] == 3).all()
-
-
-def test_low_precision_weights_are_averaged_in_float32(model):
-    model.bfloat16()
-    averages = averages_of(model, half=HalfLife(4.0))
-    with torch.no_grad():
-        for step in (1, 2):
-            model.weight.fill_(step)
-            averages.update(step)
-    weight = averages.state_dict()["half"]["weight"]
-    assert weight.dtype == torch.float32
-    torch.testing.assert_close(weight, torch.full((2, 3), (0.5 * 1 + 2) / 1.5))
+    assert (averages._averaged["ewa"]["weight", 0] == 3).all()

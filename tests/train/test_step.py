@@ -8,9 +8,12 @@ from lightning.fabric import Fabric
 
 from data.batches import Batches
 from data.order import EvenlySpaced
+from train.engine import TorchEngine
+from train.measure import Clock
 from train.model import Transformer, initialize
 from train.shape import Shape
-from train.step import evaluate, loss_sum, optimizer_step, z_sum
+from train.spikes import SpikeGuard
+from train.step import evaluate, optimizer_step
 
 LENGTH = 8
 SHAPE = Shape(d_model=16, n_layers=1, n_heads=2, d_ff=24, vocab_size=40)
@@ -36,23 +39,23 @@ def batches(samples, micro_batch_size):
     )
 
 
-def setup():
+def setup(clip_norm=0.0):
     fabric = Fabric(accelerator="cpu", devices=1)
     model = Transformer(SHAPE, 40)
     initialize(model, 0)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    return fabric, *fabric.setup(model, optimizer)
+    return TorchEngine(fabric, model, lambda module: torch.optim.SGD(module.parameters(), lr=1.0), clip_norm)
 
 
-def step(samples, micro_batch_size, clip_norm=0.0, z_loss=0.0, lr=0.5, spoil=None):
-    fabric, model, optimizer = setup()
+def step(samples, micro_batch_size, clip_norm=0.0, z_loss=0.0, lr=0.5, spoil=None, guard=None):
+    engine = setup(clip_norm)
     if spoil:
-        spoil(model)
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        spoil(engine.module)
+    before = {name: p.detach().clone() for name, p in engine.module.named_parameters()}
+    clock = Clock(torch.device("cpu"))
     result = optimizer_step(
-        fabric, model, optimizer, batches(samples, micro_batch_size), samples * LENGTH, lr, clip_norm, z_loss
+        engine, batches(samples, micro_batch_size), samples * LENGTH, 0, lr, z_loss, clock, guard=guard
     )
-    return result, before, {name: p.detach() for name, p in model.named_parameters()}
+    return result, before, {name: p.detach() for name, p in engine.module.named_parameters()}
 
 
 @given(st.integers(1, 12), st.integers(1, 13))
@@ -66,12 +69,12 @@ def test_a_step_is_the_same_for_every_micro_batch_size(samples, micro_batch_size
 
 
 def test_the_loss_is_the_mean_over_all_tokens():
-    fabric, model, _ = setup()
+    engine = setup()
     (batch,) = batches(5, 5)
-    logits, targets = model(torch.from_numpy(batch.tokens)), torch.from_numpy(batch.targets)
+    logits, targets = engine.model(torch.from_numpy(batch.tokens)), torch.from_numpy(batch.targets)
     mean = torch.nn.functional.cross_entropy(logits[..., :40].flatten(0, 1), targets.flatten())
     assert step(5, 2)[0].loss == pytest.approx(mean.item(), rel=1e-6)
-    assert evaluate(fabric, model, batches(5, 2)) == pytest.approx(mean.item(), rel=1e-6)
+    assert evaluate(engine, batches(5, 2)) == pytest.approx(mean.item(), rel=1e-6)
 
 
 def test_clipping_scales_the_whole_gradient():
@@ -92,13 +95,6 @@ def test_z_loss_is_trained_on_but_not_reported_as_loss():
     assert any(not torch.allclose(weights[name], other[name], atol=1e-5) for name in weights)
 
 
-def test_z_sum_ignores_padded_rows_and_padded_vocabulary():
-    logits, targets = torch.zeros(1, 3, 6), torch.tensor([[1, 2, -100]])
-    logits[..., 4:] = -torch.inf
-    assert z_sum(logits, targets).item() == pytest.approx(2 * math.log(4) ** 2)
-    assert loss_sum(logits, targets).item() == pytest.approx(2 * math.log(4))
-
-
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_non_finite_loss_is_reported_before_any_update(value):
     def spoil(model):
@@ -109,3 +105,15 @@ def test_a_non_finite_loss_is_reported_before_any_update(value):
     assert not result.finite and result.bad_ranks == [0]
     for name in before:
         torch.testing.assert_close(after[name], before[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_spike_leaves_weights_and_optimizer_as_they_were():
+    calm = SpikeGuard(window_tokens=1e6)
+    for tokens in range(20):
+        assert not calm.is_spike(-20 + tokens, 3.0 + 0.01 * (tokens % 2), 1.0)
+    result, before, after = step(4, 2, guard=calm)  # ln 40 nats
+    assert result.skipped and result.finite and calm.history[-1] == (0, result.loss, result.grad_norm)
+    for name in before:
+        torch.testing.assert_close(after[name], before[name], rtol=0, atol=0)
+    result, before, after = step(4, 2, guard=SpikeGuard(window_tokens=1e6))
+    assert not result.skipped and any(not torch.equal(after[name], before[name]) for name in before)

@@ -1,0 +1,136 @@
+"""Every strategy, world size and optimizer trains the run that one device trains: same samples, same losses."""
+
+import json
+
+import pytest
+import torch
+
+from conf.points import expand
+from data.prepare import prepare
+from train.checkpoint import newest, read_weights
+
+pytestmark = pytest.mark.usefixtures("hydra_conf")
+
+# 22 steps: a ramp from 7 sequences on, micro-batches of 2 (the last of a rank is ragged, and some are empty), clipping
+RAMP = [
+    "ramp=seesaw",
+    "ramp.alpha=1.5",
+    "ramp.batch_size=7",
+    "total_tokens=6976",
+    "launch.micro_batch_size=2",
+    "clip_norm=0.4",
+    "z_loss=1e-3",
+    "launch.log_every_tokens=1",
+    "launch.collective_timeout=60",
+]
+OPTIMIZERS = {
+    "adamw": [],
+    "lion": ["peak_lr=1e-3"],
+    "sgd": ["peak_lr=0.1", "optimizer.momentum=0.9"],
+    "normalized_sgd": ["peak_lr=0.1"],
+    "muon": [],
+    "swan": [],
+    "shampoo": [],
+    "soap": [],
+}
+LOOSE: dict[str, float] = {}
+SPLIT = {
+    "fsdp": ["strategy=fsdp"],
+    "zero1": ["strategy=zero1"],
+    "zero2": ["strategy=zero2"],
+    "zero3": ["strategy=zero3"],
+}
+STRATEGIES = {"ddp": ["strategy=ddp"], **SPLIT, "zero3_offload_cpu": ["strategy=zero3_offload_cpu"]}
+HYBRID = ["strategy=fsdp", "launch.strategy.replicas=2"]
+
+
+@pytest.fixture
+def make(tiny, cache, tmp_path):
+    """Overrides and a name for its folder -> a point with prepared data."""
+
+    def make(name, *overrides):
+        (point,) = expand([[*tiny, *RAMP, f"launch.runs={tmp_path}/{name}", *overrides]])
+        prepare(point.config["data"], point.config["tokenizer"], cache, processes=1)
+        return point
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def singles():
+    """What one device trained, by overrides."""
+    return {}
+
+
+@pytest.fixture
+def single(pool, make, singles, tmp_path_factory):
+    """Overrides -> the run of one device, trained once for all tests."""
+
+    def single(*overrides):
+        if overrides not in singles:
+            point = make("single", *overrides, f"launch.runs={tmp_path_factory.mktemp('single')}")
+            assert pool.train(point) == "completed"
+            assert len(rows(point, "step")) == 22
+            assert min(norm for (norm,) in rows(point, "grad_norm")) > 0.4  # all are clipped
+            singles[overrides] = point
+        return singles[overrides]
+
+    return single
+
+
+def rows(point, *keys):
+    lines = [json.loads(line) for line in (point.folder / "metrics.jsonl").read_text().splitlines()]
+    return [[line[key] for key in keys] for line in lines]
+
+
+def final_weights(point):
+    return read_weights(newest(point.folder / "checkpoints"))
+
+
+def check_same(point, expected, rtol=1e-5):
+    exact = ("step", "tokens", "samples", "lr", "batch_size")
+    assert rows(point, *exact) == rows(expected, *exact)
+    for key in ("loss", "grad_norm", "z_loss"):
+        assert rows(point, key) == [pytest.approx(row, rel=rtol) for row in rows(expected, key)], key
+    weights = final_weights(point)
+    for name, value in final_weights(expected).items():
+        difference = torch.linalg.vector_norm(weights[name] - value) / torch.linalg.vector_norm(value)
+        assert difference < rtol, name
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_strategy_trains_the_run_that_one_device_trains(pool, make, single, strategy, world_size):
+    split = make("split", *STRATEGIES[strategy], f"launch.devices={world_size}")
+    assert pool.train(split, world_size) == "completed"
+    check_same(split, single())
+
+
+def test_fsdp_in_replicas_trains_the_run_that_one_device_trains(pool, make, single):
+    split = make("split", *HYBRID, "launch.devices=4")
+    assert pool.train(split, 4) == "completed"
+    check_same(split, single())
+
+
+@pytest.mark.parametrize("strategy", SPLIT)
+@pytest.mark.parametrize("optimizer", ["lion", "sgd"])
+def test_every_optimizer_that_can_be_split_is(pool, make, single, optimizer, strategy):
+    how = [f"optimizer={optimizer}", *OPTIMIZERS[optimizer]]
+    split = make("split", *how, *SPLIT[strategy], "launch.devices=2")
+    assert pool.train(split, 2) == "completed"
+    check_same(split, single(*how))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_has_replicas(pool, make, single, optimizer):
+    how = [f"optimizer={optimizer}", *OPTIMIZERS[optimizer]]
+    split = make("split", *how, *STRATEGIES["ddp"], "launch.devices=2")
+    assert pool.train(split, 2) == "completed"
+    check_same(split, single(*how), rtol=LOOSE.get(optimizer, 1e-5))
+
+
+@pytest.mark.parametrize("strategy", SPLIT)
+@pytest.mark.parametrize("optimizer", set(OPTIMIZERS) - {"adamw", "lion", "sgd"})
+def test_an_optimizer_of_whole_matrices_is_refused_where_they_are_split(make, optimizer, strategy):
+    with pytest.raises(ValueError, match=f"needs whole matrices, strategy={strategy} splits them"):
+        make("split", f"optimizer={optimizer}", *SPLIT[strategy])
