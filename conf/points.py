@@ -221,13 +221,6 @@ def resolve(config: dict[str, Any], overrides: list[str]) -> Point:
     strategy, optimizer = instantiate(launch["strategy"]), instantiate(config["optimizer"])
     strategy.check(launch["devices"])
     check_optimizer(strategy, optimizer)
-    _check(
-        strategy.compiles or not launch["compile"],
-        "launch.compile",
-        True,
-        f"strategy={strategy.name} cannot be "
-        "compiled, its hooks gather weights inside of blocks; use compile=false, or zero1, zero2 or fsdp",
-    )
     optimizer.groups(shape.parameters(), plan)  # refuses what this model and plan leave no room for
     weights, sources = config["data"]["weights"], config["data"]["sources"]
     _check(isinstance(sources, dict) and bool(sources), "data.sources", sources, "give at least one source by name")

@@ -16,6 +16,7 @@ strategy and world size goes on from any other. Nothing about schedules, data or
 follow from the tokens seen.
 """
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -23,7 +24,7 @@ import shutil
 import sys
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -33,6 +34,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from data.records import read_json, write_json
@@ -89,15 +91,15 @@ class Checkpoints:
             last = next((path.name for path in _folders(self.folder)), None)
             kept = f"the last good one, {last}, is untouched" if last else "there is no earlier one"
             raise OSError(
-                f"the checkpoint at {tokens} tokens could not be written to {self.folder}: {_reason(error)}; {kept}."
+                f"the checkpoint at {tokens} tokens could not be written to {self.folder}: {error}; {kept}."
             ) from error
 
     def _write(self, tokens: int, state: dict[str, Tensor], counters: dict[str, Any]) -> None:
         temporary, final = self._temporary(tokens), self._final(tokens)
         temporary.mkdir(parents=True, exist_ok=True)
         writer = dcp.FileSystemWriter(temporary, sync_files=True)
-        # every rank's files are whole when the first returns
-        dcp.save(state, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
+        with own_errors():  # every rank's files are whole when the first returns
+            dcp.save(state, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
         if not self._is_first:
             return
         files = {path.name: _checksum(path) for path in sorted(temporary.iterdir())}
@@ -142,14 +144,16 @@ def _held(engine: "Engine", averages: "Averages") -> Iterable[tuple[str, Tensor]
                 yield f"averages/{name}/{piece.name}@{piece.start}", value
 
 
-def _reason(error: BaseException) -> str:
-    """The innermost cause: torch wraps what happened on each rank."""
-    failures = getattr(error, "failures", None)
-    if failures:
-        error = next(iter(failures.values()))[0]
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return str(error) or type(error).__name__
+@contextlib.contextmanager
+def own_errors() -> Iterator[None]:
+    """torch wraps what happened on each rank into what no `except Exception` sees; here it is an OSError."""
+    try:
+        yield
+    except CheckpointException as error:
+        rank, (cause, _) = next(iter(error.failures.items()))
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise OSError(f"{cause or type(cause).__name__} (rank {rank})") from error
 
 
 # ---------------------------------------------------------------------------------------------------- reading
@@ -277,7 +281,8 @@ class Reader:
     @torch.no_grad()
     def read(self) -> None:
         reader = dcp.FileSystemReader(self.saved.path)
-        dcp.load(self.buffers, storage_reader=reader, no_dist=True)
+        with own_errors():
+            dcp.load(self.buffers, storage_reader=reader, no_dist=True)
         for target, key, theirs in self.copies:
             target.copy_(self.buffers[key][theirs])
         for name, piece, key in self.wholes:

@@ -33,7 +33,7 @@ def train(run: Run, life: dict[str, Any], stop_requested: Callable[[], bool]) ->
     record = RunWriter(run.folder, tokens, life) if run.fabric.is_global_zero else None
     telemetry = run.telemetry
     telemetry.start(tokens, seconds)
-    saved_at, skipped, stop = time.monotonic(), 0, False
+    saved_at, skipped, stop, profile = time.monotonic(), 0, False, False
     diverged: dict[str, Any] = {}
 
     while tokens < plan.final_tokens and not stop:
@@ -43,7 +43,7 @@ def train(run: Run, life: dict[str, Any], stop_requested: Callable[[], bool]) ->
         with telemetry.clock("data"):
             micro_batches = run.micro_batches(tokens // length, batch_size)
         several = run.fabric.world_size * len(micro_batches) > 1
-        with telemetry.profiled(due=passes(before, after, 10 * log_every)):
+        with telemetry.profiled(profile):
             result = optimizer_step(
                 run.engine,
                 micro_batches,
@@ -52,14 +52,14 @@ def train(run: Run, life: dict[str, Any], stop_requested: Callable[[], bool]) ->
                 lr=lr,
                 z_loss=run.config["z_loss"],
                 clock=telemetry.clock,
-                asked=Asked(stop_requested(), time.monotonic() - saved_at > save_seconds),
+                asked=Asked(stop_requested(), time.monotonic() - saved_at > save_seconds, telemetry.profile_due()),
                 noise=run.noise if log and several else None,
                 guard=run.guard,
             )
         if not result.finite:
             diverged = divergence(result, step, tokens, batch_size, run)
             break
-        tokens, step, stop = after, step + 1, result.stop
+        tokens, step, stop, profile = after, step + 1, result.stop, result.profile
         skipped += result.skipped
         run.averages.update(step)
 

@@ -90,7 +90,7 @@ def per_rank(
         root = n - shape.n_layers * block
         gathered = c * (root + 2 * block) + 4 * max(root, block)
         return Memory(4 * n / R, gathered, 4 * n / R, state_bytes / R, copies / R, buffers=0, **parts)
-    bucket = BUCKET * (4 if strategy == "zero1" else c)
+    bucket = min(BUCKET, n) * (4 if strategy == "zero1" else c)
     if strategy in ("zero1", "zero2"):
         gradients = 4 * n if strategy == "zero1" else 4 * n / R
         return Memory(c * n + 4 * n / R, 0, gradients, state_bytes / R, copies / R, buffers=bucket, **parts)

@@ -37,6 +37,8 @@ class StepResult(NamedTuple):
     """some rank was asked to stop"""
     save: bool
     """the first rank wants a checkpoint"""
+    profile: bool
+    """the first rank wants the next step to be profiled"""
     bad_ranks: list[int]
     """ranks whose own loss is not finite"""
 
@@ -50,6 +52,7 @@ class Asked(NamedTuple):
 
     stop: bool = False
     save: bool = False
+    profile: bool = False
 
 
 NOTHING = Asked()
@@ -73,7 +76,7 @@ def optimizer_step(
     before the step. `noise` takes in the step's gradients, `guard` may leave the update out.
     """
     fabric = engine.fabric
-    sums = torch.zeros(4, dtype=torch.float64, device=fabric.device)
+    sums = torch.zeros(5, dtype=torch.float64, device=fabric.device)
     scale = fabric.world_size / valid_tokens
     with clock("forward_backward"), noise.watch(engine.module.parameters(), scale) if noise else nullcontext():
         for i, batch in enumerate(micro_batches, 1):
@@ -86,7 +89,9 @@ def optimizer_step(
             if noise:
                 noise.micro_batch(int((batch.targets != IGNORED).sum()))
     with clock("optimizer"):
-        sums[2], sums[3] = asked.stop, asked.save and fabric.is_global_zero
+        sums[2] = asked.stop
+        if fabric.is_global_zero:  # its clock decides for all
+            sums[3], sums[4] = asked.save, asked.profile
         norm = engine.gradient_norm()
         local_loss = sums[0].clone()
         sums = _sum_over_ranks(fabric, torch.cat([sums, noise.take()]) if noise else sums)
@@ -103,9 +108,10 @@ def optimizer_step(
             grad_norm = found if grad_norm is None else grad_norm
         grad_norm = math.nan if grad_norm is None else grad_norm
         if noise:
-            noise.update(values[4], values[5], grad_norm, valid_tokens, tokens + valid_tokens)
+            noise.update(values[5], values[6], grad_norm, valid_tokens, tokens + valid_tokens)
     bad_ranks = [] if math.isfinite(mean_loss) else _not_finite(fabric, local_loss)
-    return StepResult(mean_loss, values[1] / valid_tokens, grad_norm, skipped, values[2] > 0, values[3] > 0, bad_ranks)
+    stop, save, profile = (value > 0 for value in values[2:5])
+    return StepResult(mean_loss, values[1] / valid_tokens, grad_norm, skipped, stop, save, profile, bad_ranks)
 
 
 @torch.no_grad()

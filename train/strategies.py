@@ -46,8 +46,6 @@ class StrategySettings(ABC):
     """no process holds whole matrices when the weights are updated"""
     computes_in_bf16_itself = False
     """bf16 is not left to autocast"""
-    compiles = True
-    """blocks may be compiled"""
 
     @property
     def name(self) -> str:
@@ -176,10 +174,6 @@ class Zero(StrategySettings):
     @property
     def name(self) -> str:
         return f"zero{self.stage}" + (f"_offload_{self.offload}" if self.offload else "")
-
-    @property
-    def compiles(self) -> bool:  # type: ignore[override]
-        return self.stage < 3  # its hooks gather weights inside of blocks
 
     def build(self, devices: Devices) -> "Strategy":
         os.environ["DS_ACCELERATOR"] = devices.accelerator  # DeepSpeed guesses when it is imported

@@ -1,7 +1,7 @@
 """What a logged row says of speed, time, memory and ranks.
 
 with telemetry.clock("data"): ...                 every step, by phase
-with telemetry.profiled(due): ...                 a step now and then, on several ranks: communication, lagging ranks
+with telemetry.profiled(due): ...                 every ten seconds: communication, ranks that lag
 telemetry.row(tokens)                             when a row is due
 """
 
@@ -15,6 +15,8 @@ import torch
 from lightning.fabric import Fabric
 
 from train.measure import Clock, StepTimes, device_name, lagging, mfu, peak_flops, peak_memory, profiled_step
+
+PROFILE_SECONDS = 10.0  # the profiler takes up to a tenth of a second
 
 
 class Telemetry:
@@ -31,22 +33,26 @@ class Telemetry:
     def start(self, tokens: int, seconds_before: float) -> None:
         """The run goes on after `tokens`; earlier lives took `seconds_before`."""
         self._started = self._logged_at = time.perf_counter()
-        self._before, self._logged_tokens = seconds_before, tokens
+        self._before, self._logged_tokens, self._profiled_at = seconds_before, tokens, time.monotonic()
 
     @property
     def seconds(self) -> float:
         """Of all lives together."""
         return self._before + time.perf_counter() - self._started
 
+    def profile_due(self) -> bool:
+        """Whether this rank wants a step to be profiled: PROFILE_SECONDS after the last one, on several ranks."""
+        return self.fabric.world_size > 1 and time.monotonic() - self._profiled_at > PROFILE_SECONDS
+
     @contextmanager
     def profiled(self, due: bool) -> Iterator[None]:
-        """Around a step: where `due` and there are several ranks, it is measured what of it was communication."""
-        if not due or self.fabric.world_size == 1:
+        """Around a step: where `due`, on all ranks, it is measured what of it was communication."""
+        if not due:
             yield
             return
         with profiled_step(self.fabric.device) as times:
             yield
-        self._times = times
+        self._times, self._profiled_at = times, time.monotonic()
 
     def row(self, tokens: int) -> dict[str, Any]:
         """Since the last row: tokens/s, MFU, seconds by phase, peak memory in bytes; `communication` is its share of

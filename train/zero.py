@@ -13,12 +13,16 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed import comm
+from deepspeed.utils import set_z3_leaf_modules
 from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy, DeepSpeedStrategy
 from torch import nn
 
 from train.engine import BuildOptimizer, Engine
 from train.fragments import Fragment
+from train.model import Block
+
+BUCKET = 500_000_000  # elements that are reduced at once; DeepSpeed allocates as many, whatever the model has
 
 
 class ZeroStrategy(DeepSpeedStrategy):
@@ -72,10 +76,14 @@ class ZeroEngine(Engine):
     def __init__(self, fabric: Fabric, module: nn.Module, build_optimizer: BuildOptimizer) -> None:
         self.fabric, self.module = fabric, module
         initial = {name: p.detach().to("cpu", torch.float32, copy=True) for name, p in module.named_parameters()}
+        assert isinstance(fabric.strategy, ZeroStrategy) and isinstance(fabric.strategy.config, dict)
+        config = fabric.strategy.config["zero_optimization"]
+        config["reduce_bucket_size"] = min(BUCKET, sum(p.numel() for p in module.parameters()))
+        if config["stage"] == 3:  # gathered as one, outside of what is compiled and computed again
+            set_z3_leaf_modules(module, [Block])
         self.model, _ = fabric.setup(module, build_optimizer(module))
-        self.deepspeed: Any = self.model._forward_module
-        optimizer: torch.optim.Optimizer = self.deepspeed.basic_optimizer
-        self.optimizer = optimizer
+        engine: Any = self.model._forward_module
+        self.deepspeed, self.optimizer = engine, engine.basic_optimizer
         for group in self.groups(write=True):  # DeepSpeed made its float32 weights of bf16 ones
             for piece in group:
                 piece.weights.copy_(initial[piece.name].view(-1)[piece.start : piece.start + piece.numel])

@@ -1,6 +1,7 @@
 """Every strategy, world size and optimizer trains the run that one device trains: same samples, same losses."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -110,6 +111,43 @@ def test_fsdp_in_replicas_trains_the_run_that_one_device_trains(pool, make, sing
     split = make("split", *HYBRID, "launch.devices=4")
     assert pool.train(split, 4) == "completed"
     check_same(split, single())
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero3"])
+@pytest.mark.parametrize("checkpointing", ["full", "selective"])
+def test_recomputed_activations_change_nothing(pool, make, single, strategy, checkpointing):
+    how = [*STRATEGIES[strategy], f"launch.activation_checkpointing={checkpointing}", "launch.devices=2"]
+    split = make("split", *how)
+    assert pool.train(split, 2) == "completed"
+    check_same(split, single())
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "fsdp",
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("ddp", "zero1", "zero2", "zero3")),
+    ],
+)
+def test_compiled_blocks_train_the_same_run(pool, make, single, strategy):
+    how = [*STRATEGIES[strategy], "launch.activation_checkpointing=selective", "launch.compile=true"]
+    split = make("split", *how, "launch.devices=2")
+    assert pool.train(split, 2) == "completed"
+    check_same(split, single())
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)  # DeepSpeed compiles its asynchronous input and output first: minutes on a small machine
+@pytest.mark.skipif(not Path("/usr/include/libaio.h").exists(), reason="NVMe offload needs libaio (Debian: libaio-dev)")
+def test_weights_and_optimizer_state_on_a_disk_train_the_same_run(pool, make, logged, single, tmp_path):
+    how = ["strategy=zero3_offload_nvme", f"launch.strategy.nvme_path={tmp_path}/nvme", "launch.devices=2"]
+    how += ["launch.collective_timeout=600", "averages=standard"]
+    split, stopped = make("split", *how), make("stopped", *how)
+    assert pool.train(split, 2) == "completed"
+    check_same(split, single())
+    assert pool.train(stopped, 2, steps=9) == "preempted"
+    assert pool.train(stopped, 2) == "completed"
+    assert logged(stopped.folder) == logged(split.folder)
 
 
 @pytest.mark.parametrize("strategy", SPLIT)
