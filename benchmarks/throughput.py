@@ -34,7 +34,7 @@ from train.measure import PHASES, device_name, mfu, peak_flops, peak_memory
 from train.model import Transformer, initialize
 
 WARM, STEPS, ROUNDS = 8, 32, 2
-LOG = 4  # steps between rows; every tenth row's step is profiled where there are several ranks
+LOG = 4  # steps between rows
 ON_GPU = ["model=150m,300m,600m", "sequence_length=1024,4096", "precision=bf16", "launch.compile=true"]
 ON_GPU += ["launch.micro_batch_size=best", "model.vocab_size=32768"]
 ON_CPU = ["model=150k", "precision=float32,bf16", "launch.micro_batch_size=2"]

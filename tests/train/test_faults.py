@@ -28,6 +28,7 @@ RUN = [
     "ramp.batch_size=4",
     "launch.micro_batch_size=1",
     "launch.devices=2",
+    "launch.collective_timeout=15",  # what bounds a wait for a rank that never came; a runner bounds it too
     "launch.log_every_tokens=1",
     "averages=standard",
 ]
