@@ -164,7 +164,7 @@ def test_every_optimizer_has_replicas(pool, make, single, optimizer):
     how = [f"optimizer={optimizer}", *OPTIMIZERS[optimizer]]
     split = make("split", *how, *STRATEGIES["ddp"], "launch.devices=2")
     assert pool.train(split, 2) == "completed"
-    check_same(split, single(*how), rtol=5e-4 if optimizer == "soap" else 1e-5)
+    check_same(split, single(*how), rtol=2e-3 if optimizer == "soap" else 1e-5)
 
 
 @pytest.mark.parametrize("strategy", SPLIT)
