@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-LEAST = 16  # steps that make a spread
+LEAST = 32  # steps that make a spread
 
 
 @dataclass
@@ -32,7 +32,7 @@ class SpikeGuard:
 
     def is_spike(self, tokens: int, loss: float, grad_norm: float | None) -> bool:
         """Whether the step after `tokens` stands out; takes it into the window. `grad_norm` is None where the strategy
-        knows it only after the update. Fewer than 16 steps in the window are no measure, and nothing stands out."""
+        knows it only after the update. Fewer than 32 steps in the window are no measure, and nothing stands out."""
         recent = [row for row in self.history if row[0] >= tokens - self.window_tokens]
         losses = [row[1] for row in recent]
         norms = [row[2] for row in recent if row[2] is not None]

@@ -5,8 +5,10 @@ numbers that are not finite and the checkpoints are ours. What it needs for that
 an explicit clipping norm, and float32 for accumulation and communication.
 """
 
+import fcntl
 import logging
 import math
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,12 +19,45 @@ from deepspeed.utils import set_z3_leaf_modules
 from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy, DeepSpeedStrategy
 from torch import nn
+from torch.utils import cpp_extension
 
 from train.engine import BuildOptimizer, Engine
 from train.fragments import Fragment
 from train.model import Block
 
 BUCKET = 500_000_000  # elements that are reduced at once; DeepSpeed allocates as many, whatever the model has
+
+
+class KernelLock:
+    """The lock with which processes take turns to compile DeepSpeed's extensions, as one that the kernel frees.
+
+    torch's own is a file that a killed process leaves behind: all later ones would wait for it for ever.
+    """
+
+    def __init__(self, lock_file_path: str, **_: Any) -> None:
+        self.path = lock_file_path
+
+    def try_acquire(self) -> bool:
+        return self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def wait(self) -> None:
+        self._lock(fcntl.LOCK_EX)
+        self.release()
+
+    def release(self) -> None:
+        os.close(self.fd)
+
+    def _lock(self, how: int) -> bool:
+        self.fd = os.open(self.path, os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.flock(self.fd, how)
+        except BlockingIOError:
+            os.close(self.fd)
+            return False
+        return True
+
+
+cpp_extension.FileBaton = KernelLock  # type: ignore[assignment, misc]
 
 
 class ZeroStrategy(DeepSpeedStrategy):

@@ -21,14 +21,15 @@ from train.checkpoint import newest, read_weights
 pytestmark = pytest.mark.usefixtures("hydra_conf")
 
 RANKS = 2
-BOUND = 30.0  # seconds after which a rank that lost its peer must be gone
+TIMEOUT = 12  # seconds a rank waits for one that never came; torch tries to connect twice
+BOUND = 2 * TIMEOUT + 20.0  # seconds after which a rank that lost its peer must be gone
 RUN = [
     "ramp=seesaw",
     "ramp.alpha=1.5",
     "ramp.batch_size=4",
     "launch.micro_batch_size=1",
     "launch.devices=2",
-    "launch.collective_timeout=15",  # what bounds a wait for a rank that never came; a runner bounds it too
+    f"launch.collective_timeout={TIMEOUT}",
     "launch.log_every_tokens=1",
     "averages=standard",
 ]

@@ -39,7 +39,7 @@ def test_the_gradient_norm_alone_can_be_a_spike_where_it_is_known():
 def test_too_few_steps_are_no_measure():
     guard = SpikeGuard(window_tokens=1e9)
     for i in range(LEAST):
-        assert not guard.is_spike(i, [1.0, 1.1][i % 2] * 10**i, None)
+        assert not guard.is_spike(i, [1.0, 1.1][i % 2] * 4.0**i, None)
     guard = SpikeGuard(window_tokens=1e9)
     for i in range(LEAST):
         guard.is_spike(i, [1.0, 1.1][i % 2], None)
@@ -47,11 +47,11 @@ def test_too_few_steps_are_no_measure():
 
 
 def test_the_window_is_in_tokens_and_learns_a_loss_that_has_risen_for_good():
-    guard = SpikeGuard(window_tokens=100)
+    guard = SpikeGuard(window_tokens=200)
     for tokens in range(0, 1000, 5):
         guard.is_spike(tokens, 3.0 + 0.01 * (tokens % 2), None)
-    assert len(guard.history) == 21  # the newest, and what is at most 100 tokens before it
-    skipped = sum(guard.is_spike(tokens, 4.0 + 0.01 * (tokens % 2), None) for tokens in range(1000, 1200, 5))
+    assert len(guard.history) == 41  # the newest, and what is at most 200 tokens before it
+    skipped = sum(guard.is_spike(tokens, 4.0 + 0.01 * (tokens % 2), None) for tokens in range(1000, 1400, 5))
     assert 1 <= skipped <= 3
 
 
@@ -59,9 +59,9 @@ def test_the_window_is_in_tokens_and_learns_a_loss_that_has_risen_for_good():
 def test_a_guard_from_a_checkpoint_goes_on_as_the_one_that_was_not_interrupted(seed, cut):
     values = losses(seed, 60)
     values[40] += 3
-    whole = SpikeGuard(window_tokens=30)
+    whole = SpikeGuard(window_tokens=35)
     expected = [whole.is_spike(i, loss, loss) for i, loss in enumerate(values)]
-    first = SpikeGuard(window_tokens=30)
+    first = SpikeGuard(window_tokens=35)
     seen = [first.is_spike(i, loss, loss) for i, loss in enumerate(values[:cut])]
     second = _copy(first)
     assert seen + [second.is_spike(cut + i, loss, loss) for i, loss in enumerate(values[cut:])] == expected
