@@ -29,6 +29,7 @@ from data.records import COMPLETED, read_json, read_metrics, read_yaml
 from data.tokenizers import vocab_size_of
 from optim.groups import Group
 from optim.plan import Plan, plan_of
+from train.memory import CHECKPOINTING
 from train.shape import Shape
 from train.strategies import check_optimizer
 
@@ -39,7 +40,6 @@ EVERY_TOKENS = (
     "launch.checkpoint.every_tokens",
     "launch.checkpoint.keep_every_tokens",
 )
-CHECKPOINTING = ("none", "full", "selective")  # of activations, as train.blocks has them
 
 
 @dataclass(frozen=True)

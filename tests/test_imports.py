@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "optim": {"optim"},
     "train": {"train", "data", "optim"},
     "scaling": {"scaling", "data", "optim", "train.shape"},
-    "conf": {"conf", "data.records", "data.tokenizers", "optim", "train.shape", "train.strategies"},
+    "conf": {"conf", "data.records", "data.tokenizers", "optim", "train.shape", "train.memory", "train.strategies"},
     "slurm": {"slurm", "conf", "data.records", "data.__main__", "scaling.plans", "train.memory"},
     "hydra_plugins": {"hydra_plugins", "slurm", "conf"},
 }

@@ -98,7 +98,7 @@ def slurm_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
     Tasks of a node are counted as "2(x3),1": two on each of three nodes, one on the fourth.
     """
-    if "RANK" in environment or "SLURM_PROCID" not in environment:
+    if "RANK" in environment or "SLURM_STEP_TASKS_PER_NODE" not in environment:
         return {}
     counts: list[int] = []
     for part in environment["SLURM_STEP_TASKS_PER_NODE"].split(","):
@@ -176,7 +176,11 @@ def code_version() -> str:
 if __name__ == "__main__":
     if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "config.yaml").exists():
         sys.exit("usage: python -m train <run folder>; the folder holds config.yaml (`fulcrum train` writes it).")
-    code = main(Path(sys.argv[1]).resolve())
+    code = 1
+    try:
+        code = main(Path(sys.argv[1]).resolve())
+    except BaseException:
+        traceback.print_exc()
     if code in (0, PREEMPTED_EXIT):
         sys.exit(code)
     sys.stdout.flush()

@@ -19,9 +19,11 @@ follow from the tokens seen.
 import contextlib
 import hashlib
 import itertools
+import json
 import os
 import shutil
 import sys
+import time
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process saves and loads too
 
 FORMAT = 1
+AT_ONCE = 2**30  # bytes that are read before they are put in their places
 
 # ---------------------------------------------------------------------------------------------------- writing
 
@@ -64,11 +67,12 @@ class Checkpoints:
         self._is_first, self._group = True, None
         if dist.is_initialized():  # a group of its own: written beside training, and from the CPU's memory
             self._is_first, self._group = dist.get_rank() == 0, dist.new_group(backend="gloo", timeout=timeout)
+        self._life = _of_first_rank(time.time_ns(), self._group)  # a rank that outlives a killed life writes elsewhere
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: tuple[int, Future[None]] | None = None
         if self._is_first:
             for cut_off in folder.glob(".*.tmp"):  # by a kill in mid-write
-                shutil.rmtree(cut_off)
+                shutil.rmtree(cut_off, ignore_errors=True)
 
     def save(self, tokens: int, engine: "Engine", averages: "Averages", counters: Mapping[str, Any]) -> None:
         """Copies what this process holds to the CPU's memory, and writes it in the background.
@@ -99,21 +103,27 @@ class Checkpoints:
         temporary.mkdir(parents=True, exist_ok=True)
         writer = dcp.FileSystemWriter(temporary, sync_files=True)
         with own_errors():  # every rank's files are whole when the first returns
-            dcp.save(state, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
+            metadata = dcp.save(state, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
         if not self._is_first:
             return
-        files = {path.name: _checksum(path) for path in sorted(temporary.iterdir())}
-        write_json(temporary / "manifest.json", {"format": FORMAT, "tokens": tokens, **counters, "files": files})
+        names = {".metadata"} | {info.relative_path for info in (metadata.storage_data or {}).values()}
+        files = _checksums(temporary / name for name in sorted(names))  # a file that is not seen from here fails
+        manifest = {"format": FORMAT, "tokens": tokens, **counters, "files": files}
+        write_json(temporary / "manifest.json", manifest | {"checksum": _digest(manifest)})
         shutil.rmtree(final, ignore_errors=True)  # what another life left here at the same tokens
+        _sync(temporary)
         os.replace(temporary, final)
-        for old in retired(_folders(self.folder), self.keep, self.keep_every, self.marks):
+        _sync(self.folder)
+        # those after it are of a life that was cut off, or damaged: they push out none that can be used
+        there = [path for path in _folders(self.folder) if int(path.name) <= tokens]
+        for old in retired(there, self.keep, self.keep_every, self.marks):
             shutil.rmtree(old)
 
     def _final(self, tokens: int) -> Path:
         return self.folder / f"{tokens:012d}"
 
     def _temporary(self, tokens: int) -> Path:
-        return self.folder / f".{tokens:012d}.tmp"
+        return self.folder / f".{tokens:012d}.{self._life}.tmp"
 
 
 def retired(folders: list[Path], keep: int, keep_every: float | None, marks: set[int]) -> list[Path]:
@@ -173,19 +183,21 @@ def damage(candidate: Path) -> str | None:
     """What is wrong with a checkpoint's files; None where they are what was written."""
     try:
         manifest = read_json(candidate / "manifest.json")
+        if not manifest:
+            return "no manifest"
+        if manifest.pop("checksum", None) != _digest(manifest) or manifest["tokens"] != int(candidate.name):
+            return "its manifest is not what was written"
+        if manifest["format"] != FORMAT:
+            return f"its format is {manifest['format']}, this version reads {FORMAT}"
+        for name in manifest["files"]:
+            if not (candidate / name).exists():
+                return f"{name} is missing"
+        found = _checksums(candidate / name for name in manifest["files"])
     except ValueError:
         return "its manifest is not valid JSON"
-    if not manifest:
-        return "no manifest"
-    if manifest.get("format") != FORMAT:
-        return f"its format is {manifest.get('format', 'older')}, this version reads {FORMAT}"
-    for name, checksum in manifest["files"].items():
-        path = candidate / name
-        if not path.exists():
-            return f"{name} is missing"
-        if _checksum(path) != checksum:
-            return f"checksum of {name} differs"
-    return None
+    except OSError as error:
+        return str(error)
+    return next((f"checksum of {name} differs" for name in found if found[name] != manifest["files"][name]), None)
 
 
 def load(path: Path, engine: "Engine", averages: "Averages | None") -> dict[str, Any]:
@@ -195,6 +207,7 @@ def load(path: Path, engine: "Engine", averages: "Averages | None") -> dict[str,
     for fragments in engine.groups(write=True):
         wanted = saved.reader()
         for piece in fragments:
+            wanted = wanted if wanted.bytes < AT_ONCE else wanted.read()
             wanted.fill(f"model/{piece.name}", piece.start, piece.weights)
             for key in saved.pieces_below(f"optimizer/{piece.name}/"):
                 wanted.fill(f"optimizer/{piece.name}/{key}", piece.start, piece.make(key))
@@ -278,8 +291,13 @@ class Reader:
             self.buffers[key] = torch.empty(entry.size, dtype=entry.properties.dtype)
         return self.buffers[key]
 
+    @property
+    def bytes(self) -> int:
+        return sum(buffer.nbytes for buffer in self.buffers.values())
+
     @torch.no_grad()
-    def read(self) -> None:
+    def read(self) -> "Reader":
+        """Fills all that was asked for; a new reader for what comes next."""
         reader = dcp.FileSystemReader(self.saved.path)
         with own_errors():
             dcp.load(self.buffers, storage_reader=reader, no_dist=True)
@@ -291,6 +309,7 @@ class Reader:
                 piece.state[key.removesuffix("#")] = value.item()
             else:  # counters stay on the CPU, where torch's optimizers have them
                 piece.state[key] = value.to(piece.holder.device) if value.ndim else value
+        return self.saved.reader()
 
 
 # ---------------------------------------------------------------------------------------------------- files
@@ -301,6 +320,33 @@ def _folders(folder: Path) -> list[Path]:
     return sorted((p for p in folder.glob("[0-9]*") if p.is_dir()), reverse=True)
 
 
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _checksums(paths: Iterable[Path]) -> dict[str, str]:
+    """File name -> SHA-256, several at once: hashing releases the GIL."""
+
+    def digest(path: Path) -> tuple[str, str]:
+        with path.open("rb") as file:
+            return path.name, hashlib.file_digest(file, "sha256").hexdigest()
+
+    with ThreadPoolExecutor(8) as pool:
+        return dict(pool.map(digest, paths))
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    """Brings the folder's entries to the disk: the names of new files are not there with their bytes."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _of_first_rank(value: Any, group: Any) -> Any:
+    if group is None:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, group=group)
+    return box[0]

@@ -33,7 +33,7 @@ def train(run: Run, life: dict[str, Any], stop_requested: Callable[[], bool]) ->
     record = RunWriter(run.folder, tokens, life) if run.fabric.is_global_zero else None
     telemetry = run.telemetry
     telemetry.start(tokens, seconds)
-    saved_at, skipped, stop, profile = time.monotonic(), 0, False, False
+    saved_at, stop, profile = time.monotonic(), False, False
     diverged: dict[str, Any] = {}
 
     while tokens < plan.final_tokens and not stop:
@@ -60,10 +60,12 @@ def train(run: Run, life: dict[str, Any], stop_requested: Callable[[], bool]) ->
             diverged = divergence(result, step, tokens, batch_size, run)
             break
         tokens, step, stop, profile = after, step + 1, result.stop, result.profile
-        skipped += result.skipped
         run.averages.update(step)
 
-        evaluation = evaluate_held_out(run, step) if done or passes(before, after, eval_every) else {}
+        evaluation = {}
+        if done or passes(before, after, eval_every):
+            with telemetry.clock("evaluation"):
+                evaluation = evaluate_held_out(run, step)
         if evaluation or log:
             row = {
                 "step": step,
@@ -77,7 +79,7 @@ def train(run: Run, life: dict[str, Any], stop_requested: Callable[[], bool]) ->
                 "noise_scale": run.noise.value,
                 **telemetry.row(tokens),
                 **({"z_loss": result.z_loss} if run.config["z_loss"] else {}),
-                **({"skipped_updates": skipped} if run.guard else {}),
+                **({"skipped_updates": run.guard.skipped} if run.guard else {}),
                 **evaluation,
             }
             if record:
@@ -96,7 +98,7 @@ def train(run: Run, life: dict[str, Any], stop_requested: Callable[[], bool]) ->
     if record:
         record.close(status, STOP_REASONS[status], record.final() | diverged)
     for logger in run.loggers:
-        logger.finalize("success")
+        logger.finalize("success" if status == COMPLETED else "failed")
     return status
 
 
@@ -139,7 +141,10 @@ def restore(run: Run) -> tuple[int, float]:
         path = run.folder.parent / parent["run_id"] / "checkpoints" / f"{parent['tokens']:012d}"
         problem = run.fabric.broadcast(checkpoint.damage(path) if run.fabric.is_global_zero else None)
         if problem:
-            raise ValueError(f"the parent's checkpoint {path} cannot be used ({problem}): train the parent again.")
+            raise ValueError(
+                f"the parent's checkpoint {path} cannot be used ({problem}): restore it, or train another parent with "
+                "parent.overrides=[..., label=again]."
+            )
         checkpoint.load(path, run.engine, averages=None)
         run.averages.start()
         return parent["tokens"], 0.0
@@ -160,7 +165,6 @@ def save(run: Run, tokens: int) -> None:
         "strategy": run.strategy,
         "noise_scale": run.noise.state_dict(),
         "spike_guard": run.guard.state_dict() if run.guard else None,
-        "loggers": [logger.version for logger in run.loggers],
     }
     run.checkpoints.save(tokens, run.engine, run.averages, counters)
 
@@ -174,7 +178,7 @@ def divergence(result: StepResult, step: int, tokens: int, batch_size: int, run:
         "tokens": tokens,
         "flops": run.shape.flops_per_token(run.plan.sequence_length) * tokens,
         "samples": [first, first + batch_size],
-        "ranks": result.bad_ranks,
+        "ranks": result.bad_ranks or None,  # null: a loss on no rank, but the gradient
         "samples_of_ranks": [[share.start, share.stop] for share in shares],
         "loss": result.loss,
         "grad_norm": result.grad_norm,

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-PHASES = ("data", "forward_backward", "optimizer", "checkpoint")
+PHASES = ("data", "forward_backward", "optimizer", "evaluation", "checkpoint")
 
 
 @functools.cache

@@ -22,6 +22,8 @@ class SpikeGuard:
     """tokens that the window looks back on"""
     sigmas: float = 6.0
     """a spike is so many standard deviations above the window's mean"""
+    skipped: int = field(default=0, init=False, repr=False)
+    """updates that were left out, in all lives"""
     history: list[tuple[int, float, float | None]] = field(default_factory=list, init=False, repr=False)
     """(tokens before the step, loss, gradient norm or None) of the window's steps"""
 
@@ -37,7 +39,9 @@ class SpikeGuard:
         losses = [row[1] for row in recent]
         norms = [row[2] for row in recent if row[2] is not None]
         self.history = [*recent, (tokens, loss, grad_norm)]
-        return self._stands_out(loss, losses) or (grad_norm is not None and self._stands_out(grad_norm, norms))
+        spike = self._stands_out(loss, losses) or (grad_norm is not None and self._stands_out(grad_norm, norms))
+        self.skipped += spike
+        return spike
 
     def _stands_out(self, value: float, window: list[float]) -> bool:
         if len(window) < LEAST:
@@ -47,7 +51,7 @@ class SpikeGuard:
         return value > mean + self.sigmas * spread
 
     def state_dict(self) -> dict[str, Any]:
-        return {"history": self.history}
+        return {"skipped": self.skipped, "history": self.history}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.history = [tuple(row) for row in state["history"]]
+        self.skipped, self.history = state["skipped"], [tuple(row) for row in state["history"]]

@@ -11,8 +11,10 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from lightning.fabric import Fabric
+from numpy.typing import NDArray
 from torch import Tensor
 
 from data.batches import IGNORED, Batch
@@ -136,8 +138,12 @@ def _not_finite(fabric: Fabric, local_loss: Tensor) -> list[int]:
 
 
 def _to_device(fabric: Fabric, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-    inputs, targets, documents = (None if x is None else fabric.to_device(torch.from_numpy(x)) for x in batch)
-    return inputs, targets, documents  # type: ignore[return-value]
+    def moved(x: NDArray[np.int64]) -> Tensor:
+        tensor = torch.from_numpy(x)
+        # from pinned memory the copy does not hold the host up
+        return fabric.to_device(tensor.pin_memory() if fabric.device.type == "cuda" else tensor)
+
+    return moved(batch.tokens), moved(batch.targets), None if batch.documents is None else moved(batch.documents)
 
 
 def _sum_over_ranks(fabric: Fabric, x: Tensor) -> Tensor:

@@ -204,15 +204,16 @@ def build_fabric(
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     world_size, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     strategy.check(world_size)
+    if world_size % local:
+        raise ValueError(f"{world_size} processes with {local} on this node: use the same number on every node.")
     bf16 = precision == "bf16"
-    own = Single in type(strategy).__mro__
     fabric = Fabric(
         accelerator=accelerator,
         devices=local,
         num_nodes=world_size // local,
         strategy=strategy.build(Devices(accelerator, world_size, bf16, clip_norm, timeout)),
         precision="bf16-mixed" if bf16 and not strategy.computes_in_bf16_itself else "32-true",
-        plugins=None if own else [TorchElasticEnvironment()],
+        plugins=None if isinstance(strategy, Single) else [TorchElasticEnvironment()],
     )
     fabric.launch()
     return fabric

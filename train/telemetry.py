@@ -55,10 +55,13 @@ class Telemetry:
         self._times, self._profiled_at = times, time.monotonic()
 
     def row(self, tokens: int) -> dict[str, Any]:
-        """Since the last row: tokens/s, MFU, seconds by phase, peak memory in bytes; `communication` is its share of
-        the last profiled step, null where there was none. A collective on several ranks."""
+        """Since the last row: tokens/s and MFU (evaluation and checkpoints left out), seconds by phase, peak memory in
+        bytes; `communication` is its share of the last profiled step, null where there was none. A collective on
+        several ranks."""
         now, logged_at, logged_tokens = time.perf_counter(), self._logged_at, self._logged_tokens
-        speed = (tokens - logged_tokens) / (now - logged_at)
+        phases = self.clock.read()
+        training = max(now - logged_at - phases["evaluation"] - phases["checkpoint"], 1e-9)
+        speed = (tokens - logged_tokens) / training
         self._logged_at, self._logged_tokens = now, tokens
         times, self._times = self._times, None
         if times is not None:
@@ -67,7 +70,7 @@ class Telemetry:
             "tokens_per_second": speed,
             "mfu": mfu(self.flops_per_token * speed, 1.0, self.fabric.world_size, self.peak),
             "seconds": self.seconds,
-            **{f"seconds_{phase}": seconds for phase, seconds in self.clock.read().items()},
+            **{f"seconds_{phase}": seconds for phase, seconds in phases.items()},
             "communication": None if times is None else times.communication / times.seconds,
             "peak_memory": peak_memory(self.fabric.device),
         }

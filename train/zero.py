@@ -109,9 +109,10 @@ class ZeroEngine(Engine):
     """DeepSpeed's engine, whose optimizer updates flat float32 shares of all parameters of a group."""
 
     def __init__(self, fabric: Fabric, module: nn.Module, build_optimizer: BuildOptimizer) -> None:
-        self.fabric, self.module = fabric, module
-        initial = {name: p.detach().to("cpu", torch.float32, copy=True) for name, p in module.named_parameters()}
         assert isinstance(fabric.strategy, ZeroStrategy) and isinstance(fabric.strategy.config, dict)
+        self.fabric, self.module = fabric, module
+        parameters = module.named_parameters() if fabric.strategy.config["bf16"]["enabled"] else ()
+        initial = {name: p.detach().to("cpu", torch.float32, copy=True) for name, p in parameters}
         config = fabric.strategy.config["zero_optimization"]
         config["reduce_bucket_size"] = min(BUCKET, sum(p.numel() for p in module.parameters()))
         if config["stage"] == 3:  # gathered as one, outside of what is compiled and computed again
@@ -119,7 +120,7 @@ class ZeroEngine(Engine):
         self.model, _ = fabric.setup(module, build_optimizer(module))
         engine: Any = self.model._forward_module
         self.deepspeed, self.optimizer = engine, engine.basic_optimizer
-        for group in self.groups(write=True):  # DeepSpeed made its float32 weights of bf16 ones
+        for group in self.groups(write=True) if initial else ():  # DeepSpeed made its float32 weights of bf16 ones
             for piece in group:
                 piece.weights.copy_(initial[piece.name].view(-1)[piece.start : piece.start + piece.numel])
 

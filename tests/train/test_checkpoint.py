@@ -70,12 +70,48 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(life, make,
     assert damage(path.parent) is None  # written again, whole
 
 
+def test_a_flipped_bit_anywhere_in_a_manifest_is_found(life, make):
+    point = make()
+    life(point, 5)
+    path = newest(point.folder / "checkpoints") / "manifest.json"
+    whole = path.read_bytes()
+    for position in range(len(whole)):
+        for bit in (1, 16, 128):
+            content = bytearray(whole)
+            content[position] ^= bit
+            if json_or_none(content) != json.loads(whole):  # a space that became another says the same
+                path.write_bytes(content)
+                assert damage(path.parent) is not None, (position, bit)
+    path.write_bytes(whole)
+    assert damage(path.parent) is None
+
+
+def json_or_none(content):
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None
+
+
+def test_a_damaged_checkpoint_does_not_push_out_a_good_one(life, make):
+    """The newest is damaged, the run goes on from the one before and is stopped between them: what it saves stays."""
+    point = make("run", "launch.checkpoint.keep=1", "launch.checkpoint.keep_every_tokens=1000")
+    life(point)
+    last = checkpoints(point)[-1]
+    (point.folder / "checkpoints" / last / "manifest.json").write_text("{")
+    before = int(newest(point.folder / "checkpoints").name)
+    assert life(point, 1)[0] == "preempted"
+    kept = newest(point.folder / "checkpoints")
+    assert before < int(kept.name) < int(last)
+
+
 def test_a_checkpoint_of_another_format_is_named(life, make, capsys):
     point = make()
     life(point, 5)
     path = newest(point.folder / "checkpoints")
-    manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps(manifest | {"format": 99}))
+    manifest = {**json.loads((path / "manifest.json").read_text()), "format": 99}
+    del manifest["checksum"]
+    (path / "manifest.json").write_text(json.dumps({**manifest, "checksum": checkpoint._digest(manifest)}))
     assert newest(point.folder / "checkpoints") != path
     assert "its format is 99, this version reads 1" in capsys.readouterr().err
 

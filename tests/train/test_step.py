@@ -68,12 +68,15 @@ def test_a_step_is_the_same_for_every_micro_batch_size(samples, micro_batch_size
         torch.testing.assert_close(weights[name], expected[name], rtol=1e-4, atol=1e-6)
 
 
-def test_the_loss_is_the_mean_over_all_tokens():
+def test_loss_and_gradient_are_those_of_the_mean_over_all_tokens():
     engine = setup()
     (batch,) = batches(5, 5)
     logits, targets = engine.model(torch.from_numpy(batch.tokens)), torch.from_numpy(batch.targets)
     mean = torch.nn.functional.cross_entropy(logits[..., :40].flatten(0, 1), targets.flatten())
     assert step(5, 2)[0].loss == pytest.approx(mean.item(), rel=1e-6)
+    gradients = torch.autograd.grad(mean, list(engine.module.parameters()))
+    norm = torch.linalg.vector_norm(torch.cat([gradient.flatten() for gradient in gradients]))
+    assert step(5, 2)[0].grad_norm == pytest.approx(norm.item(), rel=1e-5)
     assert evaluate(engine, batches(5, 2)) == pytest.approx(mean.item(), rel=1e-6)
 
 
