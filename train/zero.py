@@ -6,6 +6,7 @@ an explicit clipping norm, and float32 for accumulation and communication.
 """
 
 import fcntl
+import importlib
 import logging
 import math
 import os
@@ -58,6 +59,9 @@ class KernelLock:
 
 
 cpp_extension.FileBaton = KernelLock  # type: ignore[assignment, misc]
+# DeepSpeed's own reduction through shared memory needs a compiler, and its start waits for ever for a rank that was
+# killed; gloo does neither
+importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
 
 
 class ZeroStrategy(DeepSpeedStrategy):

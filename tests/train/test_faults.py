@@ -131,13 +131,13 @@ def same_run(point, expected, logged):
         torch.testing.assert_close(weights, theirs, rtol=0, atol=0)
 
 
-def kill_at_random(ranks, point, kills, seed):
-    """Kills one rank or both at random moments of as many lives; finished lives do not count."""
+def kill_at_random(ranks, point, kills, seed, begins):
+    """Kills one rank or both at random moments of as many lives; `begins`: seconds until a life makes its first step."""
     draw = random.Random(seed)
     done = 0
     while done < kills:
         pids = ranks.start(point)
-        time.sleep(draw.uniform(0.05, 1.5))
+        time.sleep(draw.uniform(0, 2 * begins))
         victims = draw.choice([pids[:1], pids[1:], pids])
         hit = [kill(pid) for pid in victims]
         codes = ranks.wait(*pids)
@@ -161,8 +161,12 @@ def kill_at_random(ranks, point, kills, seed):
 def test_killed_at_random_moments_it_is_the_undisturbed_run(ranks, make, logged, strategy, kills):
     budget = [f"total_tokens={12800 * (1 + kills // 10)}", "launch.checkpoint.every_tokens=640"]
     undisturbed, killed = (make(name, f"strategy={strategy}", *budget) for name in ("undisturbed", "killed"))
-    assert ranks.wait(*ranks.start(undisturbed)) == [0, 0]
-    done = kill_at_random(ranks, killed, kills, seed=kills)
+    started = time.monotonic()
+    pids = ranks.start(undisturbed)
+    wait_for_rows(undisturbed, 1)
+    begins = time.monotonic() - started
+    assert ranks.wait(*pids) == [0, 0]
+    done = kill_at_random(ranks, killed, kills, kills, begins)
     assert done >= kills, f"the run was finished after {done} kills"
     same_run(killed, undisturbed, logged)
 

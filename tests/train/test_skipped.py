@@ -13,7 +13,16 @@ from train.checkpoint import read_weights
 
 pytestmark = pytest.mark.usefixtures("hydra_conf")
 
-LAYOUTS = [("single", 1), ("ddp", 2), ("fsdp", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2), ("zero3_offload_cpu", 2)]
+LAYOUTS = [
+    ("ddp", 2),
+    ("fsdp", 2),
+    ("zero1", 2),
+    ("zero3", 2),
+    *(
+        pytest.param(*layout, marks=pytest.mark.long)
+        for layout in [("single", 1), ("zero2", 2), ("zero3_offload_cpu", 2)]
+    ),
+]
 RUN = ["launch.micro_batch_size=2", "launch.log_every_tokens=1", "launch.collective_timeout=60"]
 # from the 33rd step on, all stand out whose loss is above the mean of those before; the loss hardly falls
 IMPATIENT = ["spike_guard=standard", "spike_guard.window_tokens=1e9", "spike_guard.sigmas=1e-9"]
