@@ -132,7 +132,7 @@ def same_run(point, expected, logged):
 
 
 def kill_at_random(ranks, point, kills, seed, begins):
-    """Kills one rank or both at random moments of as many lives; `begins`: seconds until a life makes its first step."""
+    """Kills one rank or both at random moments of as many lives; `begins`: seconds to the first step of a life."""
     draw = random.Random(seed)
     done = 0
     while done < kills:
