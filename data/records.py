@@ -13,6 +13,7 @@ folders or from anybody's table (CSV, JSONL, Parquet) with a column map.
 """
 
 import contextlib
+import difflib
 import fcntl
 import itertools
 import json
@@ -310,6 +311,24 @@ def _whole_curve(folder: Path) -> list[dict[str, Any]]:
     left = (parent["tokens"] - last["tokens"]) * last["samples"] / last["tokens"]  # sequences that were not logged
     before = last["step"] + round(left / last["batch_size"])
     return past + [row | {"step": before + row["step"]} for row in rows]
+
+
+def find_run(run: str, runs: Path) -> Path:
+    """The folder of a run, given as such or as an id below `runs`. ValueError where there is none, or more than one."""
+    if any((Path(run) / name).is_file() for name in _OF_A_RUN):
+        return Path(run)
+    known = {path.parent for name in _OF_A_RUN for path in runs.rglob(name)}
+    found = sorted(folder for folder in known if folder.name == run)
+    if len(found) > 1:
+        raise ValueError(f"run={run} lies in {' and '.join(map(str, found))}: give one of these folders as run=.")
+    if not found:
+        near = difflib.get_close_matches(run, sorted({folder.name for folder in known}), n=3, cutoff=0.3)
+        hint = f"nearest are {', '.join(near)}" if near else f"there are {len(known)} runs"
+        raise ValueError(f"run={run}: no such run below {runs}; {hint}. Give a run_id with its runs=, or a folder.")
+    return found[0]
+
+
+_OF_A_RUN = ("config.yaml", "run.json", "summary.json")
 
 
 def _read_table(path: Path) -> "pd.DataFrame":

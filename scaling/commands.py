@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,13 +12,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from data.records import COMPLETED, load_runs, lock_run, read_json, write_json
+from data.records import COMPLETED, find_run, load_runs, lock_run, read_json, write_json
 from scaling.wording import choices, has_branches, heading, results, shown
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_RECORD = ("run.json", "summary.json")
 
 
 def report_command(cfg: DictConfig) -> None:
@@ -72,7 +69,9 @@ def add_command(cfg: DictConfig) -> None:
             raise ValueError(f"{key}={value}: what can be added is err.<task>, as err.hellaswag=0.41.")
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
             raise ValueError(f"{key}={value}: an error is a share from 0 to 1, as 0.41.")
-    folder = _run_folder(cfg.run, Path(cfg.runs))
+    if cfg.run is None:
+        raise ValueError("runs add needs run=<run_id or folder of a run>.")
+    folder = find_run(cfg.run, Path(cfg.runs))
     with lock_run(folder):  # nobody else may write the summary meanwhile
         summary = read_json(folder / "summary.json")
         if summary.get("status") != COMPLETED:
@@ -82,22 +81,6 @@ def add_command(cfg: DictConfig) -> None:
             )
         write_json(folder / "summary.json", summary | errors)
     print(f"{folder}: {', '.join(f'{key} = {value:g}' for key, value in errors.items())}")
-
-
-def _run_folder(run: str | None, runs: Path) -> Path:
-    if run is None:
-        raise ValueError("runs add needs run=<run_id or folder of a run>.")
-    if any((Path(run) / name).is_file() for name in _RECORD):
-        return Path(run)
-    known = {path.parent for name in _RECORD for path in runs.rglob(name)}
-    found = sorted(folder for folder in known if folder.name == run)
-    if len(found) > 1:
-        raise ValueError(f"run={run} lies in {', '.join(map(str, found))}: give one of these folders as run=.")
-    if not found:
-        near = difflib.get_close_matches(run, sorted({folder.name for folder in known}), n=3, cutoff=0.3)
-        hint = f"nearest are {', '.join(near)}" if near else f"there are {len(known)} runs"
-        raise ValueError(f"run={run}: no such run below {runs}; {hint}. Give a run_id with its runs=, or a folder.")
-    return found[0]
 
 
 def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

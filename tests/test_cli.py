@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("command", ["train", "plan", "data", "fit", "report", "runs"])
+@pytest.mark.parametrize("command", ["train", "plan", "data", "fit", "export", "report", "runs"])
 def test_each_command_explains_itself_with_examples(fulcrum, command):
     result = fulcrum(command, "--help")
     assert result.returncode == 0
@@ -19,7 +19,7 @@ def test_fulcrum_alone_lists_its_commands(fulcrum):
     assert fulcrum("--help").returncode == 0
     result = fulcrum()
     assert result.returncode == 2
-    for command in ("train", "plan", "data", "fit", "report", "runs"):
+    for command in ("train", "plan", "data", "fit", "export", "report", "runs"):
         assert f"  {command}" in result.stdout
     assert "no command 'trian'" in fulcrum("trian").stderr
 
@@ -31,6 +31,7 @@ def test_fulcrum_alone_lists_its_commands(fulcrum):
         (["fit", "runs=nowhere"], "nowhere"),
         (["report", "runs=nowhere"], "nowhere"),
         (["runs", "runs=nowhere"], "nowhere"),
+        (["export", "run=nowhere", "out=x"], "nowhere"),
         (["data", "data=files", "data.sources.files.paths=[nowhere/*.txt]"], "nowhere"),
         (["train", "data=files", "data.sources.files.paths=[nowhere/*.txt]"], "nowhere"),
         (["train", "no_such_key=1"], "no_such_key"),

@@ -12,7 +12,6 @@ Anything else is named and refused; `layout=fulcrum` takes every shape, under ou
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import os
@@ -28,7 +27,7 @@ import numpy as np
 from hydra.utils import instantiate
 
 from data.prepare import Request, cache_folder
-from data.records import read_json, read_yaml
+from data.records import find_run, read_json, read_yaml
 from data.shards import Vocabulary
 from data.tokenizers import END_OF_TEXT
 from optim.plan import plan_of
@@ -118,24 +117,6 @@ def export(run: Path, out: Path, tokens: int | None = None, average: str | None 
 
 
 # ---------------------------------------------------------------------------------------------------- what is there
-
-
-def find_run(run: str, runs: Path) -> Path:
-    """The folder of a run, given as such or as an id below `runs`. ValueError where there is none, or more than one."""
-    if (Path(run) / "config.yaml").exists():
-        return Path(run)
-    folders = [path.parent for path in sorted(runs.rglob("config.yaml"))]
-    found = [folder for folder in folders if folder.name == run]
-    if len(found) > 1:
-        raise ValueError(f"run={run} is in {' and '.join(map(str, found))}: give one of these folders as run=.")
-    if not found:
-        near = difflib.get_close_matches(run, [folder.name for folder in folders], n=3, cutoff=0)
-        known = f"the nearest are {', '.join(near)}" if near else "no run lies there"
-        raise ValueError(
-            f"run={run} is no run's folder, and no run below runs={runs} has this id ({known}). "
-            "`fulcrum runs runs=<folder>` lists them."
-        )
-    return found[0]
 
 
 def find_checkpoint(run: Path, tokens: int | None) -> Path:

@@ -155,7 +155,7 @@ def test_errors_that_cannot_be_added_are_refused_and_nothing_is_written(make_run
 def test_a_run_id_in_several_folders_and_a_run_that_is_being_written_are_refused(make_runs, tmp_path):
     runs = make_runs(tmp_path / "a" / "runs")
     make_runs(tmp_path / "b" / "runs")
-    with pytest.raises(ValueError, match=r"run=r00000000001 lies in .*a/runs.*, .*b/runs.*: give one of these folders"):
+    with pytest.raises(ValueError, match=r"run=r00000000001 lies in .*a/runs.* and .*b/runs.*: give one of"):
         add("run=r00000000001", f"runs={tmp_path}", "err.a=0.4")
     folder = runs / "sweep" / "r00000000001"
     code = "import sys, fulcrum; sys.argv[0] = 'fulcrum'; fulcrum.main()"

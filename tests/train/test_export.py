@@ -436,9 +436,9 @@ def test_a_run_is_found_by_its_id_or_its_folder(tmp_path):
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("{}")
     assert find_run("r123", tmp_path) == find_run(str(folder), tmp_path / "nowhere") == folder
-    with pytest.raises(ValueError, match=r"run=r124 is no run's folder.*nearest are r123"):
+    with pytest.raises(ValueError, match=r"run=r124: no such run below .*nearest are r123"):
         find_run("r124", tmp_path)
     folder.rename(folder.parent / "r124")
     shutil.copytree(tmp_path / "first", tmp_path / "second")
-    with pytest.raises(ValueError, match=r"run=r124 is in .*first.* and .*second"):
+    with pytest.raises(ValueError, match=r"run=r124 lies in .*first.* and .*second"):
         find_run("r124", tmp_path)
