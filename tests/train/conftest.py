@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from conf.points import expand
+from data.prepare import prepare
 from train.loop import train
 from train.run import build_run
 
@@ -53,6 +55,41 @@ def averaged() -> Callable[..., Any]:
         return {name: {piece.name: run.averages.of(piece)[name] for piece in pieces} for name in names}
 
     return averaged
+
+
+@pytest.fixture
+def make(tiny, cache, tmp_path, hydra_conf, request) -> Callable[..., Any]:
+    """A name for its folder, and overrides on top of the module's RUN -> a point with prepared data."""
+
+    def make(name: str = "run", *overrides: str):
+        run = getattr(request.module, "RUN", [])
+        (point,) = expand([[*tiny, *run, f"launch.runs={tmp_path}/{name}", *overrides]])
+        prepare(point.config["data"], point.config["tokenizer"], cache, processes=1)
+        point.folder.mkdir(parents=True, exist_ok=True)
+        return point
+
+    return make
+
+
+def slow(*values: Any) -> Any:
+    return pytest.param(values, marks=pytest.mark.long)
+
+
+@pytest.fixture(
+    params=[
+        ("ddp", 2),
+        ("fsdp", 2),
+        ("zero1", 2),
+        ("zero3", 2),
+        slow("single", 1),
+        slow("zero2", 2),
+        slow("zero3_offload_cpu", 2),
+    ],
+    ids=lambda layout: f"{layout[0]}-{layout[1]}",
+)
+def layout(request: pytest.FixtureRequest) -> tuple[str, int]:
+    """Strategy and world size."""
+    return request.param
 
 
 class Pool:

@@ -16,30 +16,14 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conf.points import expand
-from data.prepare import prepare
 from train import checkpoint
 from train.checkpoint import Checkpoints, damage, newest, read_weights, retired
 from train.fragments import overlaps
 from train.run import build_run
 
+RUN = ["launch.log_every_tokens=1", "launch.checkpoint.every_tokens=1000"]
+
 pytestmark = pytest.mark.usefixtures("hydra_conf", "one_thread")
-
-
-@pytest.fixture
-def make(tiny, cache, tmp_path):
-    def make(name="run", *overrides):
-        settings = [
-            "launch.log_every_tokens=1",
-            "launch.checkpoint.every_tokens=1000",
-            f"launch.runs={tmp_path}/{name}",
-        ]
-        (point,) = expand([[*tiny, *settings, *overrides]])
-        prepare(point.config["data"], point.config["tokenizer"], cache, processes=1)
-        point.folder.mkdir(parents=True)
-        return point
-
-    return make
 
 
 def checkpoints(point):

@@ -15,8 +15,6 @@ import pytest
 import torch
 import yaml
 
-from conf.points import expand
-from data.prepare import prepare
 from train.checkpoint import newest, read_weights
 
 pytestmark = pytest.mark.usefixtures("hydra_conf")
@@ -104,16 +102,6 @@ def ranks():
     ranks = Ranks()
     yield ranks
     ranks.close()
-
-
-@pytest.fixture
-def make(tiny, cache, tmp_path):
-    def make(name, *overrides):
-        (point,) = expand([[*tiny, *RUN, f"launch.runs={tmp_path}/{name}", *overrides]])
-        prepare(point.config["data"], point.config["tokenizer"], cache, processes=1)
-        return point
-
-    return make
 
 
 def summary(point):

@@ -6,8 +6,6 @@ import shutil
 import pytest
 import torch
 
-from conf.points import expand
-from data.prepare import prepare
 from train.checkpoint import newest, read_weights
 
 pytestmark = pytest.mark.usefixtures("hydra_conf")
@@ -26,26 +24,6 @@ RUN = [
     "launch.checkpoint.keep=30",
     "launch.collective_timeout=60",
 ]
-LAYOUTS = [
-    ("ddp", 2),
-    ("fsdp", 2),
-    ("zero1", 2),
-    ("zero3", 2),
-    *(
-        pytest.param(*layout, marks=pytest.mark.long)
-        for layout in [("single", 1), ("zero2", 2), ("zero3_offload_cpu", 2)]
-    ),
-]
-
-
-@pytest.fixture
-def make(tiny, cache, tmp_path):
-    def make(name, *overrides):
-        (point,) = expand([[*tiny, *RUN, f"launch.runs={tmp_path}/{name}", *overrides]])
-        prepare(point.config["data"], point.config["tokenizer"], cache, processes=1)
-        return point
-
-    return make
 
 
 @pytest.fixture
@@ -59,8 +37,8 @@ def state():
     return state
 
 
-@pytest.mark.parametrize(("strategy", "world_size"), LAYOUTS)
-def test_a_life_on_the_same_layout_goes_on_bit_for_bit(pool, make, logged, state, strategy, world_size):
+def test_a_life_on_the_same_layout_goes_on_bit_for_bit(pool, make, logged, state, layout):
+    strategy, world_size = layout
     point = make("run", f"strategy={strategy}", f"launch.devices={world_size}")
     assert pool.train(point, world_size) == "completed"
     undisturbed, expected = logged(point.folder), state(point)

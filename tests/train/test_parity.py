@@ -6,14 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from conf.points import expand
-from data.prepare import prepare
 from train.checkpoint import newest, read_weights
 
 pytestmark = pytest.mark.usefixtures("hydra_conf")
 
 # 22 steps: a ramp from 7 sequences on, micro-batches of 2 (the last of a rank is ragged, and some are empty), clipping
-RAMP = [
+RUN = [
     "ramp=seesaw",
     "ramp.alpha=1.5",
     "ramp.batch_size=7",
@@ -43,18 +41,6 @@ SPLIT = {
 }
 STRATEGIES = {"ddp": ["strategy=ddp"], **SPLIT, "zero3_offload_cpu": ["strategy=zero3_offload_cpu"]}
 HYBRID = ["strategy=fsdp", "launch.strategy.replicas=2"]
-
-
-@pytest.fixture
-def make(tiny, cache, tmp_path):
-    """Overrides and a name for its folder -> a point with prepared data."""
-
-    def make(name, *overrides):
-        (point,) = expand([[*tiny, *RAMP, f"launch.runs={tmp_path}/{name}", *overrides]])
-        prepare(point.config["data"], point.config["tokenizer"], cache, processes=1)
-        return point
-
-    return make
 
 
 @pytest.fixture(scope="module")
