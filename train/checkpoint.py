@@ -185,7 +185,9 @@ def damage(candidate: Path) -> str | None:
         manifest = read_json(candidate / "manifest.json")
         if not manifest:
             return "no manifest"
-        if manifest.pop("checksum", None) != _digest(manifest) or manifest["tokens"] != int(candidate.name):
+        if "checksum" not in manifest:
+            return f"its format is older, this version reads {FORMAT}"
+        if manifest.pop("checksum") != _digest(manifest) or manifest["tokens"] != int(candidate.name):
             return "its manifest is not what was written"
         if manifest["format"] != FORMAT:
             return f"its format is {manifest['format']}, this version reads {FORMAT}"
