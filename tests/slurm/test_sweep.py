@@ -12,14 +12,13 @@ from pathlib import Path
 
 import pytest
 
-TIMING = ("seconds", "tokens_per_second")
-
 
 def records(runs: Path) -> dict[str, list[dict]]:
-    """run_id -> rows of metrics.jsonl without the timing columns."""
+    """run_id -> rows of metrics.jsonl without what differs between two runs of the same numbers."""
+    measured = {"tokens_per_second", "communication", "peak_memory"}
     return {
         path.parent.name: [
-            {key: value for key, value in json.loads(line).items() if key not in TIMING}
+            {k: v for k, v in json.loads(line).items() if k not in measured and not k.startswith("seconds")}
             for line in path.read_text().splitlines()
         ]
         for path in sorted(runs.rglob("metrics.jsonl"))
@@ -91,7 +90,7 @@ def test_a_failed_or_diverged_point_does_not_stop_the_others(fulcrum, tiny, tmp_
     second = fulcrum(*sweep, "peak_lr=1e-2,1e30,2e-2")
     assert second.returncode == 1
     assert "3 points: 1 finished, 2 to train" in second.stderr and "1 of 3 points completed" in second.stderr
-    assert "peak_lr=0.01: NotADirectoryError" in second.stderr
+    assert "peak_lr=0.01: OSError: the checkpoint at" in second.stderr
 
     (folder / "checkpoints").unlink()
     third = fulcrum(*sweep, "peak_lr=1e-2,1e30", "launch.retry=diverged")
@@ -264,6 +263,6 @@ def test_two_processes_follow_the_same_losses_as_one(fulcrum, tiny, tmp_path):
     assert len(single) == len(ddp) == 34
     for one, two in zip(single, ddp, strict=True):
         assert one.keys() == two.keys()
-        for key in one:
+        for key in one.keys() - {"noise_scale"}:  # one process makes one micro-batch of a step
             assert one[key] == two[key] or abs(one[key] - two[key]) <= 1e-5 * abs(one[key]), key
     assert {"eval_loss_half_life", "eval_loss_growing", "eval_loss_tail"} <= single[-1].keys()
