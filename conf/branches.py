@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 
-from data.records import COMPLETED, DIVERGED, read_json, read_yaml
+from data.records import COMPLETED, DIVERGED, checkpoints, flatten, read_json, read_yaml
 
 if TYPE_CHECKING:
     from conf.points import Point
@@ -126,7 +126,7 @@ def check_same(child: Point, parent: Point) -> None:
             f"parent.overrides: the parent would lie in {parent.folder.parent}, its branch in {child.folder.parent}. "
             "Leave launch.runs and launch.experiment to the branch."
         )
-    ours, theirs = (dict(_leaves(_fixed(point.config))) for point in (child, parent))
+    ours, theirs = (dict(flatten(_fixed(point.config))) for point in (child, parent))
     for key in [*ours, *theirs]:
         if ours.get(key) != theirs.get(key):
             raise ValueError(
@@ -139,24 +139,7 @@ def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: config["optimizer"]["_target_"] if "." in key else config[key] for key in _SAME}
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found = []
-    for key, value in tree.items():
-        found += _leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
-    return [(key, value) for key, value in found if value is not None]
-
-
 # ---------------------------------------------------------------------------------------------------- checkpoints
-
-
-def checkpoint_folder(run: Path, tokens: int) -> Path:
-    """Where a run keeps its checkpoint after `tokens`; it counts once its manifest.json is there."""
-    return run / "checkpoints" / f"{tokens:012d}"
-
-
-def checkpoints(run: Path) -> list[int]:
-    """Tokens of the checkpoints that a run has, in order."""
-    return sorted(int(path.parent.name) for path in run.glob("checkpoints/[0-9]*/manifest.json"))
 
 
 def needs_parent(point: Point) -> bool:

@@ -258,7 +258,7 @@ def load_runs(path: str | Path, columns: Mapping[str, str] | None = None) -> "pd
         run, summary = read_json(folder / "run.json"), read_json(folder / "summary.json")
         holder = live_holder(folder)
         status = "running" if holder else summary.get("status", "unfinished")
-        flat = dict(_flatten(read_yaml(folder / "config.yaml")))
+        flat = dict(flatten(read_yaml(folder / "config.yaml")))
         row = {"run_id": folder.name} | flat | run | summary | {"status": status, "folder": str(folder)}
         row["D"], row["C"] = row.get("tokens"), row.get("flops")
         rows.append(_with_own_cost(row))
@@ -328,6 +328,16 @@ def find_run(run: str, runs: Path) -> Path:
     return found[0]
 
 
+def checkpoint_folder(run: Path, tokens: int) -> Path:
+    """Where a run keeps its checkpoint after `tokens`; it counts once its manifest.json is there."""
+    return run / "checkpoints" / f"{tokens:012d}"
+
+
+def checkpoints(run: Path) -> list[int]:
+    """Tokens of the checkpoints that a run has, in order."""
+    return sorted(int(path.parent.name) for path in run.glob("checkpoints/[0-9]*/manifest.json"))
+
+
 _OF_A_RUN = ("config.yaml", "run.json", "summary.json")
 
 
@@ -355,10 +365,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return yaml.load(path.read_text(), loader) or {} if path.exists() else {}
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys joined by dots, and the values that are no mappings."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

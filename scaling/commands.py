@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from data.records import COMPLETED, find_run, load_runs, lock_run, read_json, write_json
+from data.records import COMPLETED, find_run, flatten, load_runs, lock_run, read_json, write_json
 from scaling.wording import choices, has_branches, heading, results, shown
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def add_command(cfg: DictConfig) -> None:
 
     ValueError for values that are no shares, and for runs that are not there or did not complete.
     """
-    errors = dict(_flat(OmegaConf.to_container(cfg.added)))
+    errors = dict(flatten(OmegaConf.to_container(cfg.added)))  # type: ignore[arg-type]
     if not errors:
         raise ValueError("runs add needs the error of a task at least, as err.hellaswag=0.41.")
     for key, value in errors.items():
@@ -81,14 +80,6 @@ def add_command(cfg: DictConfig) -> None:
             )
         write_json(folder / "summary.json", summary | errors)
     print(f"{folder}: {', '.join(f'{key} = {value:g}' for key, value in errors.items())}")
-
-
-def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def filtered(runs: pd.DataFrame, condition: str | None) -> pd.DataFrame:

@@ -25,7 +25,7 @@ from typing import Any
 
 import yaml
 
-from conf.branches import checkpoint_folder, needs_parent
+from conf.branches import needs_parent
 from conf.points import Point
 from data.records import (
     COMPLETED,
@@ -34,6 +34,7 @@ from data.records import (
     LOCKED_EXIT,
     PREEMPTED,
     PREEMPTED_EXIT,
+    checkpoint_folder,
     end_life,
     latest_row,
     live_holder,

@@ -27,7 +27,7 @@ import numpy as np
 from hydra.utils import instantiate
 
 from data.prepare import Request, cache_folder
-from data.records import find_run, read_json, read_yaml
+from data.records import checkpoint_folder, checkpoints, find_run, read_json, read_yaml
 from data.shards import Vocabulary
 from data.tokenizers import END_OF_TEXT
 from optim.plan import plan_of
@@ -121,19 +121,15 @@ def export(run: Path, out: Path, tokens: int | None = None, average: str | None 
 
 def find_checkpoint(run: Path, tokens: int | None) -> Path:
     """The folder of the checkpoint at `tokens`, or of the newest. ValueError names those that there are."""
-    folders = {
-        int(path.name): path
-        for path in (run / "checkpoints").glob("[0-9]*")
-        if path.name.isdecimal() and (path / "manifest.json").exists()
-    }
-    if not folders:
+    there = checkpoints(run)
+    if not there:
         raise ValueError(f"{run} has no checkpoint: train it first (`fulcrum train`), or copy its checkpoints there.")
-    if tokens is not None and tokens not in folders:
+    if tokens is not None and tokens not in there:
         raise ValueError(
-            f"tokens={tokens}: {run} has no checkpoint there, but at {', '.join(map(str, sorted(folders)))}. "
+            f"tokens={tokens}: {run} has no checkpoint there, but at {', '.join(map(str, there))}. "
             "Use one of these, or leave tokens out for the newest."
         )
-    return folders[max(folders) if tokens is None else tokens]
+    return checkpoint_folder(run, there[-1] if tokens is None else tokens)
 
 
 def check_average(config: Mapping[str, Any], average: str, tokens: int) -> None:

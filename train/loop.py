@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from data.batches import rank_share
-from data.records import COMPLETED, DIVERGED, PREEMPTED, RunWriter
+from data.records import COMPLETED, DIVERGED, PREEMPTED, RunWriter, checkpoint_folder
 from train import checkpoint
 from train.run import Run
 from train.step import Asked, StepResult, evaluate, optimizer_step
@@ -138,7 +138,7 @@ def restore(run: Run) -> tuple[int, float]:
     path = run.fabric.broadcast(checkpoint.newest(folder) if run.fabric.is_global_zero else None)
     parent = run.config["parent"]
     if path is None and parent:
-        path = run.folder.parent / parent["run_id"] / "checkpoints" / f"{parent['tokens']:012d}"
+        path = checkpoint_folder(run.folder.parent / parent["run_id"], parent["tokens"])
         problem = run.fabric.broadcast(checkpoint.damage(path) if run.fabric.is_global_zero else None)
         if problem:
             raise ValueError(
