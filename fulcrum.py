@@ -22,6 +22,13 @@ COMMANDS = {
     "report": ("report", "scaling.commands", "report_command", "write the report of an experiment"),
     "runs": ("runs", "scaling.commands", "runs_command", "show the table of runs"),
     "runs add": ("runs_add", "scaling.commands", "add_command", "store a downstream error in the record of a run"),
+    "slurm submit": (
+        "submit",
+        "slurm.launcher",
+        "submit_command",
+        "hand a sweep over to Slurm, and leave",
+    ),
+    "slurm": (None, "slurm.commands", "main", "status, resubmit, cancel, logs: what became of a sweep"),
     "export": ("export", "train.export", "export_command", "write a run's weights as transformers opens them"),
 }
 
@@ -33,6 +40,7 @@ USAGE = """fulcrum - plan, train and fit families of language models
 
 Examples
   fulcrum train -m experiment=quickstart          train a family of small models on this machine
+  fulcrum slurm submit experiment=seesaw slurm=cpu    submit it to a cluster, and leave
   fulcrum plan ramp=seesaw total_tokens=3.3e9     what a batch ramp would save
   fulcrum report runs=runs/quickstart             their scaling law, with intervals and pictures
   fulcrum fit law=chinchilla runs=runs/quickstart
@@ -42,16 +50,21 @@ Examples
 
 
 def main() -> None:
-    commands = "\n".join(f"  {name:<10}{text}" for name, (*_, text) in COMMANDS.items())
+    commands = "\n".join(f"  {name:<14}{text}" for name, (*_, text) in COMMANDS.items())
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help", "help"):
         print(USAGE.format(commands=commands), end="")
         sys.exit(0 if len(sys.argv) > 1 else 2)
     command = sys.argv.pop(1)
-    if command == "runs" and sys.argv[1:2] == ["add"]:
+    if [command, *sys.argv[1:2]] in (["runs", "add"], ["slurm", "submit"]):
         command = f"{command} {sys.argv.pop(1)}"
     if command not in COMMANDS:
         print(f"fulcrum: no command {command!r}. There is:\n{commands}", file=sys.stderr)
         sys.exit(2)
+
+    config_name, module, function, _ = COMMANDS[command]
+    if config_name is None:
+        getattr(importlib.import_module(module), function)(sys.argv[1:])
+        return
 
     import hydra
 
@@ -61,8 +74,6 @@ def main() -> None:
         importlib.import_module("scaling.commands_fit").list_laws()
         return
     sys.argv = [f"{sys.argv[0]} {command}", *open_keys(command, sys.argv[1:])]
-
-    config_name, module, function, _ = COMMANDS[command]
 
     def task(config: Any) -> None:
         with user_errors():
@@ -74,7 +85,7 @@ def main() -> None:
 def open_keys(command: str, arguments: list[str]) -> list[str]:
     """The arguments with keys that no configuration can list, names of columns and parameters, as Hydra wants them; and
     with quotes where they hold overrides of their own."""
-    if command in ("train", "plan", "data"):
+    if command in ("train", "plan", "data", "slurm submit"):
         from conf.branches import quoted
 
         return [quoted(text) for text in arguments]

@@ -52,7 +52,7 @@ def full_trainer(point) -> float:
     with tempfile.TemporaryDirectory() as folder:
         run = build_run(point.config, Path(folder))
         started = time.perf_counter()
-        train(run, {}, lambda: False)
+        train(run, {}, lambda: None)
         seconds = time.perf_counter() - started
         started = time.perf_counter()
         evaluate_held_out(run, run.plan.serial_steps)

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 
-from data.records import COMPLETED, DIVERGED, checkpoints, flatten, read_json, read_yaml
+from data.files import flatten, read_json, read_yaml
+from data.records import COMPLETED, DIVERGED, checkpoints
 
 if TYPE_CHECKING:
     from conf.points import Point

@@ -2,8 +2,8 @@
 
     expand([["model=tiny", "seed=0"], ["model=tiny", "seed=1"]]) -> [Point, Point]
 
-A point's identity is its configuration without `launch`, `vars`, `dry_run` and nulls; `run_id` is its hash. Nothing
-starts unless all points are good; a ValueError lists all bad ones. The parents of branches are points too.
+A point's identity is its configuration without `launch`, `slurm`, `vars`, `dry_run` and nulls; `run_id` is its hash.
+Nothing starts unless all points are good; a ValueError lists all bad ones. The parents of branches are points too.
 """
 
 import hashlib
@@ -25,7 +25,8 @@ from omegaconf.errors import OmegaConfBaseException
 from conf.branches import NO_PARENT, begin, check_same, keep_marks, parent_overrides, quoted, without_parent
 from conf.schema import Config
 from conf.typed import coerce
-from data.records import COMPLETED, read_json, read_metrics, read_yaml
+from data.files import read_json, read_yaml
+from data.records import COMPLETED, read_metrics
 from data.tokenizers import vocab_size_of
 from optim.groups import Group
 from optim.plan import Plan, plan_of
@@ -33,7 +34,7 @@ from train.memory import CHECKPOINTING
 from train.shape import Shape
 from train.strategies import check_optimizer
 
-NOT_IDENTITY = ("launch", "vars", "dry_run")
+NOT_IDENTITY = ("launch", "slurm", "vars", "dry_run")
 EVERY_TOKENS = (
     "eval.every_tokens",
     "launch.log_every_tokens",
@@ -216,7 +217,7 @@ def resolve(config: dict[str, Any], overrides: list[str]) -> Point:
             instantiate(average)
         except HydraException as error:  # the object does not know its own name
             raise ValueError(_innermost(error).replace("averages.<name>", key)) from None
-    for node in (config["optimizer"], config["spike_guard"], config["data"], launch["logger"]):
+    for node in (config["optimizer"], config["spike_guard"], config["data"], config["slurm"], launch["logger"]):
         _instantiate_all(node)
     strategy, optimizer = instantiate(launch["strategy"]), instantiate(config["optimizer"])
     strategy.check(launch["devices"])
@@ -237,7 +238,7 @@ def resolve(config: dict[str, Any], overrides: list[str]) -> Point:
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run is: the configuration without `launch` and `dry_run` (how it is run), `vars` (already used), nulls."""
+    """What a run is: the configuration without how it is run, `vars` (already used), and nulls."""
 
     def without_nulls(value: Any) -> Any:
         if isinstance(value, Mapping):

@@ -1,7 +1,7 @@
 """Every field of a configuration, with its type, unit and default. Hydra refuses what is not here.
 
-`launch` and `dry_run` are how a point is run; everything else is what it is (its identity). A field that is null is
-left out of the identity, so fields added later default to null and old run ids stay. Tokens may be written 2e6.
+`launch`, `slurm` and `dry_run` are how a point is run; everything else is what it is (its identity). A field that is
+null is left out of the identity, so fields added later default to null and old run ids stay. Tokens may be written 2e6.
 """
 
 import math
@@ -61,7 +61,7 @@ class Launch:
     accelerator: str = "auto"
     """auto, cpu or cuda"""
     devices: int = 1
-    """processes of one point on this machine, one per device"""
+    """processes of one point, one per device; on Slurm they are spread over slurm.nodes"""
     micro_batch_size: int | None = None
     """sequences per device per forward pass; null: a device's whole share of the first batch"""
     compile: bool = False
@@ -135,6 +135,8 @@ class Config:
     """averages of the weights by name, each evaluated as eval_loss_<name>: group `averages`, or
     +averages.tail={_target_:optim.averaging.Tail,start:0.8}"""
     eval: Eval = field(default_factory=Eval)
+    slurm: dict[str, Any] = MISSING
+    """what a point's job asks of Slurm, or `slurm=local`: group `slurm`; not part of the identity"""
     launch: Launch = field(default_factory=Launch)
 
 

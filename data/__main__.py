@@ -7,11 +7,11 @@ Exit status 1 and `error: ...` lines on stderr where something does not fit.
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data.batches import sample_order
-from data.prepare import Prepared, cache_folder, prepare
+from data.prepare import NotPrepared, Prepared, cache_folder, prepare
 from data.records import end_with_parent
 
 
@@ -27,18 +27,24 @@ def check_fits(prepared: Prepared, sequence_length: int) -> None:
                 )
 
 
-def main() -> int:
-    """Prepares what the records on stdin need. Returns the exit status."""
-    end_with_parent()
+def problems(records: Sequence[Mapping[str, Any]], make: bool = True) -> dict[str, list[str]]:
+    """Prepares what the records need, each distinct data once: error -> the runs that have it.
+
+    Where not `make`, nothing is prepared: NotPrepared where something would be.
+    """
     prepared: dict[str, Prepared | ValueError] = {}
     errors: dict[str, list[str]] = {}
-    for record in json.load(sys.stdin):
+    for record in records:
         key = json.dumps([record[field] for field in ("data", "tokenizer", "cache")], sort_keys=True)
         try:
             if key not in prepared:
                 try:
                     cache = cache_folder(record["cache"])
-                    prepared[key] = prepare(record["data"], record["tokenizer"], cache, verify=record["verify"])
+                    prepared[key] = prepare(
+                        record["data"], record["tokenizer"], cache, verify=record["verify"] and make, make=make
+                    )
+                except NotPrepared:
+                    raise
                 except ValueError as error:
                     prepared[key] = error
             found = prepared[key]
@@ -51,8 +57,17 @@ def main() -> int:
                     f"ramp: the largest batch has {record['largest_batch']} sequences, the data {sum(order.unique)}: a "
                     "step would hold a sequence twice. Use a smaller batch, ramp.max_batch_size, or more data"
                 )
+        except NotPrepared:
+            raise
         except ValueError as error:
             errors.setdefault(str(error), []).append(record["run_id"])
+    return errors
+
+
+def main() -> int:
+    """Prepares what the records on stdin need. Returns the exit status."""
+    end_with_parent()
+    errors = problems(json.load(sys.stdin))
     for message, runs in errors.items():
         print(f"error: {message} ({', '.join(runs)})", file=sys.stderr)
     return 1 if errors else 0

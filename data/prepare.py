@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from data import tokenizers
-from data.records import write_atomic
+from data.files import write_atomic
 from data.shards import (
     SPLITS,
     ChunkWriter,
@@ -108,16 +108,20 @@ def cache_folder(configured: str | None) -> Path:
     return Path(configured) if configured else default_cache()
 
 
+class NotPrepared(ValueError):
+    """Something is missing, changed or damaged, and `prepare` was asked not to make it."""
+
+
 def prepare(
     data: Mapping[str, Any], tokenizer: Mapping[str, Any], cache: Path, processes: int | None = None,
-    verify: bool = True,
+    verify: bool = True, make: bool = True,
 ) -> Prepared:  # fmt: skip
     """Prepares what is missing, changed or damaged, then opens it.
 
     `data`: {sources: {name: config}, weights, heldout}; `tokenizer`: config; both as in `conf/`.
     `processes`: tokenizing processes (default: one per core; 1 works in this process).
     `verify`: also compare the checksums of everything prepared earlier.
-    Raises ValueError for bad configuration or bad raw content.
+    Raises ValueError for bad configuration or bad raw content; NotPrepared where there is work to do and not `make`.
     """
     request = Request(data, tokenizer, cache)
     if processes is None:
@@ -126,9 +130,9 @@ def prepare(
     for name, source in request.sources.items():
         with _naming(name):
             signatures[name] = content_hash(source.signature())
-    prepared_tokenizer = _prepare_tokenizer(request, signatures)
+    prepared_tokenizer = _prepare_tokenizer(request, signatures, make)
     for name in request.sources:
-        _prepare_source(request, name, signatures[name], prepared_tokenizer, processes, verify)
+        _prepare_source(request, name, signatures[name], prepared_tokenizer, processes, verify, make)
     return request.open()
 
 
@@ -209,7 +213,7 @@ class Request:
         )
 
 
-def _prepare_tokenizer(request: Request, signatures: dict[str, str]) -> Vocabulary:
+def _prepare_tokenizer(request: Request, signatures: dict[str, str], make: bool) -> Vocabulary:
     if isinstance(request.recipe, tokenizers.Bytes):
         return request.vocabulary()
     # A tokenizer trained on text that has changed is trained anew; if it comes out equal, the shards stay.
@@ -226,6 +230,8 @@ def _prepare_tokenizer(request: Request, signatures: dict[str, str]) -> Vocabula
 
     if vocabulary := ready():
         return vocabulary
+    if not make:
+        raise NotPrepared(f"the tokenizer {folder} is not prepared")
     with _lock(folder):
         if vocabulary := ready():
             return vocabulary
@@ -262,7 +268,7 @@ def _sample(request: Request) -> Iterator[str]:
 
 
 def _prepare_source(
-    request: Request, name: str, signature: str, vocabulary: Vocabulary, processes: int, verify: bool
+    request: Request, name: str, signature: str, vocabulary: Vocabulary, processes: int, verify: bool, make: bool
 ) -> None:
     folder = request.folder(name)
     dtype = np.dtype("<u2" if vocabulary.vocab_size <= 1 << 16 else "<u4")
@@ -277,6 +283,8 @@ def _prepare_source(
     }
     if _problem(folder, header, verify) is None:
         return
+    if not make:
+        raise NotPrepared(f"{folder} is not prepared")
     with _lock(folder):
         # Asked again: while this process waited for the lock, another may have done the work.
         if (problem := _problem(folder, header, verify)) is None:

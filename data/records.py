@@ -21,9 +21,11 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
+
+from data.files import flatten, read_json, read_lines, read_yaml, write_atomic, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,48 +35,6 @@ PREEMPTED_EXIT = 85  # exit code of a run or sweep that was asked to stop and ca
 
 LOCKED_EXIT = 75  # exit code of a worker that found its run being written by another process
 
-# ---------------------------------------------------------------------------------------------------- files
-
-
-def write_atomic(path: Path, content: str | bytes | memoryview) -> None:
-    """Replaces `path` with `content` so that a reader or a crash sees the old or the new content, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    write_atomic(path, json.dumps(value, indent=1, allow_nan=True) + "\n")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; {} when there is no such file. A damaged file is a ValueError that names it."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path} is not valid JSON ({error}): restore it, or remove the folder and run again."
-        ) from None
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file. A torn last line (a write that was cut off) is ignored; any other is an error."""
-    if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")
-    lines.pop()  # what follows the last newline: nothing, or a line that was cut off
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            raise ValueError(f"{path}, line {number}: not valid JSON; the file is damaged in the middle.") from None
-    return rows
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -92,8 +52,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def lock_run(folder: Path) -> Iterator[None]:
-    """Holds the run folder for this process; ValueError naming the holder when a live process has it."""
+def lock_run(folder: Path) -> Iterator[IO[str]]:
+    """Holds the folder for this process and for those that inherit the file that this gives; ValueError naming the
+    holder when a live process has it."""
     with (folder / "lock").open("a+") as file:
         for attempt in range(10):  # a reader that looks who holds it has it for a moment
             try:
@@ -107,7 +68,7 @@ def lock_run(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
-        yield
+        yield file
 
 
 def live_holder(folder: Path) -> str | None:
@@ -254,7 +215,7 @@ def load_runs(path: str | Path, columns: Mapping[str, str] | None = None) -> "pd
         return _renamed(_read_table(path), columns, path)
     rows = []
     # a run that failed early has a summary but no run.json
-    for folder in sorted({file.parent for name in ("run.json", "summary.json") for file in path.rglob(name)}):
+    for folder in _folders_with(("run.json", "summary.json"), path):
         run, summary = read_json(folder / "run.json"), read_json(folder / "summary.json")
         holder = live_holder(folder)
         status = "running" if holder else summary.get("status", "unfinished")
@@ -289,10 +250,10 @@ def load_curves(path: str | Path, columns: Mapping[str, str] | None = None, whol
     if path.is_file():
         return _renamed(_read_table(path), columns, path)
     frames = []
-    for file in sorted(path.rglob("metrics.jsonl")):
-        rows = _whole_curve(file.parent) if whole else read_metrics(file)
+    for folder in _folders_with(("metrics.jsonl",), path):
+        rows = _whole_curve(folder) if whole else read_metrics(folder / "metrics.jsonl")
         if rows:
-            frames.append(pd.DataFrame(rows).assign(run_id=file.parent.name))
+            frames.append(pd.DataFrame(rows).assign(run_id=folder.name))
     if not frames:
         raise ValueError(f"{path} holds no curves (no metrics.jsonl with rows below it).")
     return _renamed(pd.concat(frames, ignore_index=True), columns, path)
@@ -317,8 +278,8 @@ def find_run(run: str, runs: Path) -> Path:
     """The folder of a run, given as such or as an id below `runs`. ValueError where there is none, or more than one."""
     if any((Path(run) / name).is_file() for name in _OF_A_RUN):
         return Path(run)
-    known = {path.parent for name in _OF_A_RUN for path in runs.rglob(name)}
-    found = sorted(folder for folder in known if folder.name == run)
+    known = _folders_with(_OF_A_RUN, runs)
+    found = [folder for folder in known if folder.name == run]
     if len(found) > 1:
         raise ValueError(f"run={run} lies in {' and '.join(map(str, found))}: give one of these folders as run=.")
     if not found:
@@ -341,6 +302,12 @@ def checkpoints(run: Path) -> list[int]:
 _OF_A_RUN = ("config.yaml", "run.json", "summary.json")
 
 
+def _folders_with(names: Sequence[str], path: Path) -> list[Path]:
+    """Folders below `path` with one of these files, in order, without what lies in hidden ones (copies of code)."""
+    files = {file for name in names for file in path.rglob(name)}
+    return sorted({f.parent for f in files if not any(part[0] == "." for part in f.relative_to(path).parts)})
+
+
 def _read_table(path: Path) -> "pd.DataFrame":
     import pandas as pd
 
@@ -356,22 +323,6 @@ def _renamed(table: "pd.DataFrame", columns: Mapping[str, str] | None, path: Pat
             raise ValueError(f"columns.{ours}={theirs}: {path} has no such column; it has {', '.join(table.columns)}.")
         table = table.assign(**{ours: table[theirs]})
     return table
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return yaml.load(path.read_text(), loader) or {} if path.exists() else {}
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Keys joined by dots, and the values that are no mappings."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def latest_row(folder: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data import tokenizers
-from data.records import write_atomic
+from data.files import write_atomic
 from data.sources import Source
 from data.tokens import damaged
 

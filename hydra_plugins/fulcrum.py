@@ -26,9 +26,10 @@ class FulcrumLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[Any]:
         from slurm.launcher import launch, plan, prepare
+        from slurm.submit import submit
 
         points = [list(overrides) for overrides in job_overrides]
-        {"config": launch, "plan": plan, "prepare": prepare}[self.command](points)
+        {"config": launch, "plan": plan, "prepare": prepare, "submit": submit}[self.command](points)
         return []
 
 

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from data.records import COMPLETED, find_run, flatten, load_runs, lock_run, read_json, write_json
+from data.files import flatten, read_json, write_json
+from data.records import COMPLETED, find_run, load_runs, lock_run
 from scaling.wording import choices, has_branches, heading, results, shown
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from data.records import load_curves, load_runs, write_atomic, write_json
+from data.files import write_atomic, write_json
+from data.records import load_curves, load_runs
 from scaling.commands import called, filtered
 from scaling.wording import between, minima, three
 

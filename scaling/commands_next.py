@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from data.records import write_atomic
+from data.files import write_atomic
 from scaling.commands import called
 from scaling.commands_fit import given
 from scaling.wording import between, flops, short, thousandth, three

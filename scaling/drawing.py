@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import vl_convert
 
-from data.records import write_atomic
+from data.files import write_atomic
 from scaling.wording import short
 
 Spec = dict[str, Any]

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data.records import load_curves, load_runs, read_json, write_atomic, write_json
+from data.files import read_json, write_atomic, write_json
+from data.records import load_curves, load_runs
 from scaling import drawing, figures
 from scaling.naming import described
 from scaling.report_chinchilla import chinchilla

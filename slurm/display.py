@@ -3,7 +3,7 @@
 Where stderr is no terminal there are no bars, only a line for each point that ends.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,30 +12,28 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from conf.branches import without_parent
 from conf.points import Point
-from data.records import latest_row, read_json
+from data.files import read_json
+from data.records import latest_row
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def short_labels(points: Sequence[Point]) -> dict[str, str]:
     """run_id -> the run_id, the overrides that tell the points apart, and where a branch starts."""
-    overrides = {point.run_id: without_parent(point.config["launch"]["overrides"]) for point in points}
-    common = set.intersection(*(set(o) for o in overrides.values())) if len(points) > 1 else set()
-    return {
-        point.run_id: " ".join(
-            [
-                point.run_id,
-                *(_short(o) for o in overrides[point.run_id] if len(points) > 1 and o not in common),
-                *branched(point),
-            ]
-        )
-        for point in points
-    }
+    apart = telling({point.run_id: point.config["launch"]["overrides"] for point in points})
+    return {point.run_id: " ".join([point.run_id, *apart[point.run_id], *branched(point.config)]) for point in points}
 
 
-def branched(point: Point) -> list[str]:
+def telling(overrides: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """run_id -> those of its overrides that not all runs have; none where there is one run."""
+    own = {run_id: without_parent(given) for run_id, given in overrides.items()}
+    common = set.intersection(*(set(given) for given in own.values())) if own else set()
+    return {run_id: [_short(o) for o in given if o not in common] for run_id, given in own.items()}
+
+
+def branched(config: Mapping[str, Any]) -> list[str]:
     """["from <run_id> at <tokens> tokens"] of a branch, else []."""
-    parent = point.config["parent"]
+    parent = config.get("parent")
     return [f"from {parent['run_id']} at {parent['tokens']:,} tokens"] if parent else []
 
 

@@ -13,7 +13,8 @@ from typing import Any
 from hydra.utils import instantiate
 
 from conf.points import Point
-from data.records import read_json, read_lines, read_metrics
+from data.files import read_json, read_lines
+from data.records import read_metrics
 from slurm.display import short_labels
 from train.memory import STRATEGIES, Memory, optimizer_bytes, per_rank
 

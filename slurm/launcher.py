@@ -3,9 +3,10 @@
 overrides of all points -> conf.points (validate every one) -> data prepared and checked -> slurm.local
 """
 
+import contextlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -13,10 +14,13 @@ from omegaconf import DictConfig
 from conf.branches import without_parent
 from conf.errors import user_errors
 from conf.points import Point, compose_config, expand, listed
-from data.records import live_holder, lock_run, read_json, write_json
+from data.records import COMPLETED, DIVERGED, live_holder, lock_run
+from data.version import code_version
+from slurm import manifest
 from slurm.display import branched, short_labels
 from slurm.dry_run import describe
-from slurm.local import Stop, check_launch, prepare_data, run_points
+from slurm.local import Stop, check_launch, prepare_data, run_points, status_of
+from slurm.manifest import LOCAL
 
 
 def launch(overrides: Sequence[Sequence[str]]) -> None:
@@ -32,8 +36,8 @@ def launch(overrides: Sequence[Sequence[str]]) -> None:
         refuse_live(points)
         prepare_data(points, stop)
         refuse_live(points)  # preparing takes its time, and two sweeps may have been started at once
-        write_manifest(points)
-        code = run_points(points, stop)
+        with recorded(points):
+            code = run_points(points, stop)
     if code:
         sys.exit(code)
 
@@ -47,17 +51,19 @@ def refuse_live(points: Sequence[Point]) -> None:
         )
 
 
-def write_manifest(points: Sequence[Point]) -> None:
-    """<runs>/<experiment>/sweep.json: the points that were asked for, ever, and what the report shows."""
-    for folder in {point.folder.parent for point in points}:
-        folder.mkdir(parents=True, exist_ok=True)
-        mine = [point for point in points if point.folder.parent == folder]
-        report = mine[-1].config["launch"]["report"]
-        with lock_run(folder):  # another sweep of this experiment may add its points at the same time
-            known = {row["run_id"]: row for row in read_json(folder / "sweep.json").get("points", [])}
-            known |= {p.run_id: {"run_id": p.run_id, "overrides": p.config["launch"]["overrides"]} for p in mine}
-            content = {"experiment": folder.name, "report": report, "points": list(known.values())}
-            write_json(folder / "sweep.json", content)
+@contextlib.contextmanager
+def recorded(points: Sequence[Point]) -> Iterator[None]:
+    """Records what is about to train, and that this process does it, for `fulcrum slurm status` and `cancel`."""
+    unfinished = [point for point in points if status_of(point) not in (COMPLETED, DIVERGED)]
+    with contextlib.ExitStack() as stack:
+        for sweep in {point.folder.parent for point in points}:
+            with manifest.locked(sweep):  # another sweep of this experiment may add its points at the same time
+                manifest.record_points([point for point in points if point.folder.parent == sweep])
+                run_ids = [point.run_id for point in unfinished if point.folder.parent == sweep]
+                if run_ids:
+                    submission = manifest.begin(sweep, LOCAL, run_ids, code_version())
+                    stack.enter_context(lock_run(submission.folder))
+        yield
 
 
 def prepare(overrides: Sequence[Sequence[str]]) -> None:
@@ -83,7 +89,8 @@ def plan(overrides: Sequence[Sequence[str]]) -> None:
         labels = short_labels(points)
         if len(points) == 1:
             labels = {
-                p.run_id: " ".join([*without_parent(p.config["launch"]["overrides"]), *branched(p)]) for p in points
+                p.run_id: " ".join([*without_parent(p.config["launch"]["overrides"]), *branched(p.config)])
+                for p in points
             }
         runs = [
             PlannedRun(
@@ -100,6 +107,13 @@ def plan(overrides: Sequence[Sequence[str]]) -> None:
 def plan_command(config: DictConfig) -> None:
     """What `fulcrum plan` runs without -m: one plan, by the same road."""
     plan([list(HydraConfig.get().overrides.task)])
+
+
+def submit_command(config: DictConfig) -> None:
+    """What `fulcrum slurm submit` runs without -m: one point, by the same road."""
+    from slurm.submit import submit
+
+    submit([list(HydraConfig.get().overrides.task)])
 
 
 def train_command(config: DictConfig) -> None:

@@ -23,10 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from conf.branches import needs_parent
 from conf.points import Point
+from data.files import read_json, read_lines
 from data.records import (
     COMPLETED,
     DIVERGED,
@@ -38,9 +37,6 @@ from data.records import (
     end_life,
     latest_row,
     live_holder,
-    read_json,
-    read_lines,
-    write_atomic,
     write_summary,
 )
 from slurm.display import Display, console, short_labels
@@ -66,21 +62,7 @@ def prepare_data(points: Sequence[Point], stop: "Stop") -> None:
 
     A signal ends it, and this process with the code of a preempted sweep: what is prepared already stays.
     """
-    requests = [
-        {
-            "run_id": point.run_id,
-            "data": point.config["data"],
-            "tokenizer": point.config["tokenizer"],
-            "cache": point.config["launch"]["cache"],
-            "sequence_length": point.config["sequence_length"],
-            "unique_tokens": point.config["unique_tokens"],
-            "seed": point.config["seed"],
-            "largest_batch": int(point.plan.segments.batch_size.max()),
-            "verify": point.config["launch"]["verify_data"],
-        }
-        for point in points
-        if status_of(point) != COMPLETED
-    ]
+    requests = data_requests([point for point in points if status_of(point) != COMPLETED])
     if not requests:
         return
     command = [sys.executable, "-m", "data"]
@@ -101,6 +83,24 @@ def prepare_data(points: Sequence[Point], stop: "Stop") -> None:
             sys.exit(PREEMPTED_EXIT)
     if process.returncode:
         raise ValueError("the data could not be prepared (see above); nothing was started.")
+
+
+def data_requests(points: Sequence[Point]) -> list[dict[str, Any]]:
+    """What `python -m data` is asked to prepare and to check."""
+    return [
+        {
+            "run_id": point.run_id,
+            "data": point.config["data"],
+            "tokenizer": point.config["tokenizer"],
+            "cache": point.config["launch"]["cache"],
+            "sequence_length": point.config["sequence_length"],
+            "unique_tokens": point.config["unique_tokens"],
+            "seed": point.config["seed"],
+            "largest_batch": int(point.plan.segments.batch_size.max()),
+            "verify": point.config["launch"]["verify_data"],
+        }
+        for point in points
+    ]
 
 
 def child_environment(**extra: object) -> dict[str, str]:
@@ -218,19 +218,16 @@ def startable(point: Point) -> bool:
 
 
 def start(point: Point, threads: int) -> Running:
-    """Writes the point's configuration and starts its processes, one per device.
+    """Starts the processes of a point, one per device; its config.yaml is there.
 
     A run that goes on keeps the thread count of its last life: other counts sum in another order.
     """
-    point.folder.mkdir(parents=True, exist_ok=True)
-    if point.config["launch"]["retry"] == status_of(point) == DIVERGED:  # from the start: it would diverge again
-        shutil.rmtree(point.folder / "checkpoints", ignore_errors=True)
-        (point.folder / "metrics.jsonl").unlink(missing_ok=True)
+    if point.config["launch"]["retry"] == status_of(point) == DIVERGED:
+        forget_divergence(point)
     write_summary(point.folder, {})
     lives = read_lines(point.folder / "lives.jsonl")
     if lives and point.config["launch"]["threads"] is None:
         threads = lives[-1]["threads"]
-    write_atomic(point.folder / "config.yaml", yaml.safe_dump(point.config, sort_keys=False))
     reader, writer = os.pipe()
     world_size = point.config["launch"]["devices"]
     port = _free_port()
@@ -258,6 +255,13 @@ def start(point: Point, threads: int) -> Running:
             )
     os.close(reader)
     return Running(point, processes, writer, latest_row(point.folder).get("tokens", 0), log_start)
+
+
+def forget_divergence(point: Point) -> None:
+    """The run begins anew: from its last checkpoint it would diverge again."""
+    write_summary(point.folder, {})
+    shutil.rmtree(point.folder / "checkpoints", ignore_errors=True)
+    (point.folder / "metrics.jsonl").unlink(missing_ok=True)
 
 
 def ended(run: Running) -> bool:

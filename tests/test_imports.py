@@ -32,6 +32,9 @@ TORCH_FREE = [
     "scaling.report",
     "scaling.commands",
     "slurm.launcher",
+    "slurm.commands",
+    "slurm.submit",
+    "slurm.task",
     "fulcrum",
 ]
 
@@ -48,8 +51,8 @@ MAY_IMPORT = {
     "optim": {"optim"},
     "train": {"train", "data", "optim"},
     "scaling": {"scaling", "data", "optim", "train.shape"},
-    "conf": {"conf", "data.records", "data.tokenizers", "optim", "train.shape", "train.memory", "train.strategies"},
-    "slurm": {"slurm", "conf", "data.records", "data.__main__", "scaling.plans", "train.memory"},
+    "conf": {"conf", "data.files", "data.records", "data.tokenizers", "optim", "train.shape", "train.memory", "train.strategies"},
+    "slurm": {"slurm", "conf", "data", "scaling.plans", "train.memory"},
     "hydra_plugins": {"hydra_plugins", "slurm", "conf"},
 }
 

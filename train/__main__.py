@@ -8,22 +8,21 @@ asked to stop (resumable), 75 another process writes this run, 1 anything else; 
 """
 
 import contextlib
-import importlib.metadata
 import math
 import os
 import platform
 import signal
-import subprocess
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from data.files import read_lines
 from data.records import (
     COMPLETED,
     FAILED,
@@ -33,10 +32,10 @@ from data.records import (
     end_life,
     end_with_parent,
     lock_run,
-    read_lines,
     write_once,
     write_summary,
 )
+from data.version import code_version
 
 
 def main(folder: Path) -> int:
@@ -63,15 +62,18 @@ def main(folder: Path) -> int:
                 end_life(folder, FAILED)
                 write_summary(folder, {"status": FAILED, "stop_reason": reason})
             return 1
-    return {COMPLETED: 0, PREEMPTED: PREEMPTED_EXIT}.get(status, 1)
+    if status == PREEMPTED:  # the first rank ends last, and srun would kill it when another ends badly
+        return PREEMPTED_EXIT if is_first else 0
+    return 0 if status == COMPLETED else 1
 
 
-def stop_on_signals() -> threading.Event:
-    """Set by the first SIGTERM, SIGINT or SIGUSR1; the second ends the process at once, as a kill would.
+def stop_on_signals() -> Callable[[], str | None]:
+    """The name of the first SIGTERM, SIGINT or SIGUSR1, once it came; the second ends the process at once, as a kill
+    would.
 
     A batch system may send one signal twice, to the job and to its steps: what comes within a second is one.
     """
-    stop = threading.Event()
+    heard: list[str] = []
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -82,15 +84,16 @@ def stop_on_signals() -> threading.Event:
     def listen() -> None:
         first_at = math.inf
         while True:
-            if os.read(reader, 1)[0] not in numbers:
+            number = os.read(reader, 1)[0]
+            if number not in numbers:
                 continue
             if time.monotonic() - first_at > 1:
                 os._exit(PREEMPTED_EXIT)
             first_at = min(first_at, time.monotonic())
-            stop.set()
+            heard.append(signal.Signals(number).name)
 
     threading.Thread(target=listen, daemon=True).start()
-    return stop
+    return lambda: heard[0] if heard else None
 
 
 def slurm_environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -114,7 +117,7 @@ def slurm_environment(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def train_point(config: dict[str, Any], folder: Path, stop: threading.Event) -> str:
+def train_point(config: dict[str, Any], folder: Path, stop: Callable[[], str | None]) -> str:
     import torch
 
     from train.loop import train
@@ -143,7 +146,7 @@ def train_point(config: dict[str, Any], folder: Path, stop: threading.Event) -> 
         created = {"created": life["started"], "code_version": life["fulcrum"]}
         write_once(folder, run.identity | created)
         warn_of_changes(folder, life)
-    return train(run, life, stop.is_set)
+    return train(run, life, stop)
 
 
 def warn_of_changes(folder: Path, life: dict[str, Any]) -> None:
@@ -157,20 +160,6 @@ def warn_of_changes(folder: Path, life: dict[str, Any]) -> None:
                 "the samples and the plan stay the same, the last bits of the losses may not.",
                 file=sys.stderr,
             )
-
-
-def code_version() -> str:
-    """The installed version, with the commit where this is a checkout."""
-    version = importlib.metadata.version("fulcrum")
-    checkout = Path(__file__).resolve().parents[1]
-    if not (checkout / ".git").exists():  # installed, perhaps inside somebody else's checkout
-        return version
-    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty"]
-    with contextlib.suppress(OSError):
-        described = subprocess.run(command, text=True, capture_output=True)
-        if described.returncode == 0:
-            return f"{version}+{described.stdout.strip()}"
-    return version
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from data.records import read_json, write_json
+from data.files import read_json, write_json
 from train.fragments import Fragment, overlaps
 
 if TYPE_CHECKING:

@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from hydra.utils import instantiate
 
+from data.files import read_json, read_yaml
 from data.prepare import Request, cache_folder
-from data.records import checkpoint_folder, checkpoints, find_run, read_json, read_yaml
+from data.records import checkpoint_folder, checkpoints, find_run
 from data.shards import Vocabulary
 from data.tokenizers import END_OF_TEXT
 from optim.plan import plan_of

@@ -17,11 +17,14 @@ from train import checkpoint
 from train.run import Run
 from train.step import Asked, StepResult, evaluate, optimizer_step
 
-STOP_REASONS = {COMPLETED: "budget", PREEMPTED: "signal", DIVERGED: "non-finite loss or gradient"}
+STOP_REASONS = {COMPLETED: "budget", DIVERGED: "non-finite loss or gradient"}
 
 
-def train(run: Run, life: dict[str, Any], stop_requested: Callable[[], bool]) -> str:
-    """Trains from the newest checkpoint, or from the start, to the end of the plan; returns how it ended."""
+def train(run: Run, life: dict[str, Any], stop_requested: Callable[[], str | None]) -> str:
+    """Trains from the newest checkpoint, or from the start, to the end of the plan; returns how it ended.
+
+    `stop_requested` names the signal that asked to stop, if any did.
+    """
     plan, length, launch = run.plan, run.plan.sequence_length, run.config["launch"]
     log_every = launch["log_every_tokens"] or plan.total_tokens / 200
     eval_every = run.config["eval"]["every_tokens"] or plan.total_tokens / 5
@@ -52,7 +55,11 @@ def train(run: Run, life: dict[str, Any], stop_requested: Callable[[], bool]) ->
                 lr=lr,
                 z_loss=run.config["z_loss"],
                 clock=telemetry.clock,
-                asked=Asked(stop_requested(), time.monotonic() - saved_at > save_seconds, telemetry.profile_due()),
+                asked=Asked(
+                    stop=stop_requested() is not None,
+                    save=time.monotonic() - saved_at > save_seconds,
+                    profile=telemetry.profile_due(),
+                ),
                 noise=run.noise if log and several else None,
                 guard=run.guard,
             )
@@ -96,7 +103,8 @@ def train(run: Run, life: dict[str, Any], stop_requested: Callable[[], bool]) ->
     run.checkpoints.wait()
     status = DIVERGED if diverged else COMPLETED if tokens == plan.final_tokens else PREEMPTED
     if record:
-        record.close(status, STOP_REASONS[status], record.final() | diverged)
+        reason = STOP_REASONS.get(status) or stop_requested() or "a signal to another rank"
+        record.close(status, reason, record.final() | diverged)
     for logger in run.loggers:
         logger.finalize("success" if status == COMPLETED else "failed")
     return status

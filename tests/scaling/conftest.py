@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import yaml
 
-from data.records import RunWriter, write_json
+from data.files import write_json
+from data.records import RunWriter
 
 TRUTH = {"E": 1.9, "A": 60.0, "alpha": 0.38, "B": 180.0, "beta": 0.35}
 SEQUENCE_LENGTH, BATCH, VOCABULARY = 128, 32, 1024

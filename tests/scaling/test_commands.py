@@ -7,7 +7,8 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_module
 
-from data.records import RunWriter, load_curves, load_runs, lock_run, read_json, write_json, write_summary
+from data.files import read_json, write_json
+from data.records import RunWriter, load_curves, load_runs, lock_run, write_summary
 from fulcrum import open_keys
 from scaling.commands import add_command, report_command, runs_command
 from scaling.commands_fit import fit_command

@@ -3,7 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from data.records import COMPLETED, RunWriter, write_json
+from data.files import write_json
+from data.records import COMPLETED, RunWriter
 from optim.plan import Plan
 from optim.ramps import ConstantBatch, Seesaw
 from optim.schedules import Cosine

@@ -116,7 +116,7 @@ def test_a_branch_whose_parent_fell_is_listed_and_the_others_go_on(fulcrum, deca
     assert result.returncode == 1
     assert result.stderr.count("not started: ") == 2 and "is diverged" in result.stderr
     assert "0 of 3 points completed" in result.stderr and "Traceback" not in result.stderr
-    assert len(list((tmp_path / "runs").rglob("config.yaml"))) == 1, "the branches have no record"
+    assert len(list((tmp_path / "runs").rglob("run.json"))) == 1, "the branches have no record"
     again = fulcrum(*bad)
     assert again.returncode == 1 and again.stderr.count("not started: ") == 2
 

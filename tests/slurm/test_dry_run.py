@@ -5,7 +5,7 @@ import json
 import pytest
 
 from conf.points import expand
-from data.records import write_json
+from data.files import write_json
 from slurm.dry_run import describe, in_bytes, measured_speeds, memory
 from train.memory import STRATEGIES
 

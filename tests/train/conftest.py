@@ -34,7 +34,11 @@ def life(one_thread: None) -> Callable[..., Any]:
     def life(point, steps=None):
         calls = iter(range(10**6))
         run = build_run(point.config, point.folder)
-        return train(run, {"threads": 1}, lambda: steps is not None and next(calls) >= steps - 1), run
+
+        def stop() -> str | None:
+            return "SIGTERM" if steps is not None and next(calls) >= steps - 1 else None
+
+        return train(run, {"threads": 1}, stop), run
 
     return life
 

@@ -9,8 +9,9 @@ import yaml
 from lightning.fabric import Fabric
 
 from conf.points import expand
+from data.files import write_atomic, write_json
 from data.prepare import prepare
-from data.records import load_runs, write_atomic, write_json
+from data.records import load_runs
 from optim.averaging import EWA, Tail
 from optim.plan import Plan
 from optim.ramps import ConstantBatch

@@ -19,8 +19,9 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, load_model
 
 from conf.points import expand
+from data.files import write_json
 from data.prepare import open_prepared, prepare
-from data.records import latest_row, write_json, write_once
+from data.records import latest_row, write_once
 from data.shards import Vocabulary
 from data.tokenizers import BPE, Bytes, load
 from fulcrum import COMMANDS

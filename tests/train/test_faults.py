@@ -171,8 +171,8 @@ def test_a_signal_to_one_rank_makes_all_checkpoint_and_end(ranks, make, logged, 
     pids = ranks.start(stopped)
     wait_for_rows(stopped, 3)
     assert kill(pids[1], number)
-    assert ranks.wait(*pids) == [85, 85]
-    assert summary(stopped)["status"] == "preempted" and summary(stopped)["stop_reason"] == "signal"
+    assert ranks.wait(*pids) == [85, 0]  # the first rank speaks for all, and ends last
+    assert summary(stopped)["status"] == "preempted" and summary(stopped)["stop_reason"] == "a signal to another rank"
     assert f"{summary(stopped)['tokens']:012d}" == newest(stopped.folder / "checkpoints").name
     assert ranks.wait(*ranks.start(stopped)) == [0, 0]
     same_run(stopped, undisturbed, logged)

@@ -53,6 +53,6 @@ def test_the_loop_gives_each_group_its_multiple_of_the_plans_rate(tiny, cache):
     prepare(point.config["data"], point.config["tokenizer"], cache, processes=1)
     point.folder.mkdir(parents=True)
     run = build_run(point.config, point.folder)
-    train(run, {"threads": 1}, lambda: True)
+    train(run, {"threads": 1}, lambda: "SIGTERM")
     lr = point.plan.at(0).lr
     assert [group["lr"] for group in run.engine.optimizer.param_groups] == [lr, lr / 4, lr / 4]

@@ -1,0 +1,115 @@
+"""Slurm's own programs: what they are asked and what they answer. ValueError with Slurm's words where they refuse."""
+
+import os
+import pwd
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+SCRIPT = Path(__file__).with_name("run.sbatch")
+COMMENT = "fulcrum:"  # before the submission's id, in the comment of its jobs
+PENDING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
+RUNNING = ("RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A task of an array, or a job that is none, as squeue or sacct shows it."""
+
+    id: str
+    """12_3, or 12"""
+    state: str
+    """Slurm's long form, as OUT_OF_MEMORY"""
+    reason: str = ""
+    """why it waits, or why it ended"""
+    comment: str = ""
+
+    @property
+    def pending(self) -> bool:
+        return self.state in PENDING
+
+    @property
+    def live(self) -> bool:
+        return self.state in PENDING or self.state in RUNNING
+
+
+def call(*command: str) -> str:
+    """What a program of Slurm prints. ValueError with its own words where it fails or does not answer."""
+    try:
+        done = subprocess.run(command, text=True, capture_output=True, timeout=120, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"{command[0]} has not answered for two minutes: is the controller of Slurm up?") from None
+    if done.returncode:
+        raise ValueError(f"{command[0]}: {_words(done.stderr) or f'exit code {done.returncode}'}")
+    return done.stdout
+
+
+def largest_array() -> int:
+    """Tasks that an array may have here (MaxArraySize). ValueError with the way out where there is no Slurm."""
+    out = "Submit where it is, or take slurm=local to train on this machine in the background."
+    if not shutil.which("sbatch"):
+        raise ValueError(f"there is no Slurm here: sbatch is not on the path. {out}")
+    try:
+        settings = call("scontrol", "show", "config")
+    except ValueError as error:
+        raise ValueError(f"Slurm cannot be reached here ({error}). {out}") from None
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", settings, re.MULTILINE)
+    return int(found[1]) if found else 1000
+
+
+def check(options: Sequence[str]) -> str | None:
+    """Slurm's words where it would refuse a job with these options, without submitting it."""
+    command = ["sbatch", "--test-only", *options, str(SCRIPT)]
+    done = subprocess.run(command, text=True, capture_output=True, timeout=120)
+    return None if done.returncode == 0 else _words(done.stderr)
+
+
+def sbatch(options: Sequence[str], arguments: Sequence[str], submission: str, lock: IO[str]) -> str:
+    """Submits run.sbatch and returns the job's id. sbatch holds the sweep's `lock` as long as it lives."""
+    command = ["sbatch", "--parsable", "--requeue", f"--comment={COMMENT}{submission}", *options, str(SCRIPT)]
+    done = subprocess.run([*command, *arguments], text=True, capture_output=True, pass_fds=[lock.fileno()])
+    if done.returncode:
+        raise ValueError(_words(done.stderr) or f"sbatch ended with exit code {done.returncode}")
+    return done.stdout.strip().split(";")[0]  # a cluster's name may follow
+
+
+def queue() -> dict[str, Job]:
+    """All of this user's jobs that the controller remembers, also ended ones, by id."""
+    user = pwd.getpwuid(os.getuid()).pw_name
+    lines = call("squeue", "-h", "-r", "-t", "all", "-u", user, "-o", "%F|%K|%T|%k|%r").splitlines()
+    jobs = {}
+    for line in lines:
+        job, task, state, comment, reason = line.split("|", 4)
+        name = job if task == "N/A" else f"{job}_{task}"
+        jobs[name] = Job(name, state, "" if reason == "None" else reason, comment)
+    return jobs
+
+
+def accounted(jobs: Sequence[str]) -> dict[str, Job] | None:
+    """What the accounting knows of these jobs (arrays whole, by their id), by id; None where there is no accounting."""
+    if not jobs:
+        return {}
+    try:
+        wanted = ("sacct", "-X", "-n", "-P", "-D", "--array", "-j", ",".join(jobs), "-o", "JobID,State,Reason")
+        lines = call(*wanted).splitlines()
+    except (ValueError, OSError):  # disabled, not installed, or its database is down
+        return None
+    found = {}
+    for line in lines:
+        name, state, reason = line.split("|", 2)
+        found[name] = Job(name, state.split()[0], "" if reason == "None" else reason)  # "CANCELLED by 0"
+    return found
+
+
+def cancel(jobs: Sequence[str]) -> None:
+    if jobs:
+        call("scancel", *jobs)
+
+
+def _words(text: str) -> str:
+    """What a program of Slurm said, in one line, without its own name before each."""
+    return "; ".join(dict.fromkeys(re.sub(r"^\w+: (error|fatal): ", "", line) for line in text.splitlines() if line))

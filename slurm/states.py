@@ -1,0 +1,154 @@
+"""How the runs of a sweep stand: their own records first, then squeue, then sacct, then what run.sbatch noted.
+
+    states(sweep) -> {run_id: State}
+
+A record that says `completed` or `diverged` is believed. Whatever else it says may be of an earlier life, so Slurm is
+asked whether there is another; where Slurm has forgotten a job and nothing noted its end, the run is lost.
+"""
+
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.files import read_json, read_lines, read_yaml
+from data.records import COMPLETED, DIVERGED, FAILED, PREEMPTED, live_holder
+from slurm import cluster, manifest
+from slurm.cluster import Job
+from slurm.manifest import DATA, LOCAL, SLURM, Submission
+from slurm.task import MEMORY_WORDS, OUT_OF_MEMORY, lines_since
+
+RUNNING, PENDING, CANCELLED, LOST, TIMED_OUT = "running", "pending", "cancelled", "lost", "timed out"
+NOT_SUBMITTED = "not submitted"
+ORDER = (RUNNING, PENDING, COMPLETED, DIVERGED, FAILED, OUT_OF_MEMORY, TIMED_OUT, PREEMPTED, CANCELLED, LOST,
+         NOT_SUBMITTED)  # fmt: skip
+SLURM_ENDS = {
+    "OUT_OF_MEMORY": OUT_OF_MEMORY,
+    "TIMEOUT": TIMED_OUT,
+    "DEADLINE": TIMED_OUT,
+    "PREEMPTED": PREEMPTED,
+    "NODE_FAIL": FAILED,
+    "BOOT_FAIL": FAILED,
+    "CANCELLED": CANCELLED,
+    "REVOKED": CANCELLED,
+}
+
+
+@dataclass(frozen=True)
+class State:
+    """How a run stands, why, and in which job (Slurm's name of it, or the process on this machine)."""
+
+    kind: str
+    reason: str = ""
+    job: str | None = None
+
+    @property
+    def live(self) -> bool:
+        return self.kind in (RUNNING, PENDING)
+
+    @property
+    def finished(self) -> bool:
+        return self.kind in (COMPLETED, DIVERGED)
+
+
+def reconcile(sweep: Path) -> list[Submission]:
+    """The sweep's submissions, after finding out what became of those that were cut off between sbatch and the
+    manifest. Needs the manifest's lock: while sbatch is at work, somebody holds it."""
+    submissions = manifest.read(sweep)
+    open_ones = [submission for submission in submissions if submission.cut_off]
+    if open_ones:
+        known = {job.comment: job.id.split("_")[0] for job in cluster.queue().values()}
+        for submission in open_ones:
+            # the job's own trace serves when the queue has forgotten it
+            trace = submission.folder / "job"
+            job = known.get(cluster.COMMENT + submission.id) or (trace.read_text().strip() if trace.exists() else None)
+            event = {"job": job} if job else {"void": True}
+            manifest.note(sweep, {"submission": submission.id, **event})
+        submissions = manifest.read(sweep)
+    return [submission for submission in submissions if not submission.void]
+
+
+def states(sweep: Path, submissions: Sequence[Submission], asked: Sequence[str] = ()) -> dict[str, State]:
+    """How every run stands that was ever asked for, or is `asked` for now."""
+    latest = {run_id: s for s in submissions if s.kind != DATA for run_id in s.run_ids}
+    summaries = {run_id: read_json(sweep / run_id / "summary.json") for run_id in [*manifest.run_ids(sweep), *asked]}
+    ended = {run_id for run_id, summary in summaries.items() if summary.get("status") in (COMPLETED, DIVERGED)}
+    arrays = {s.job: s for run_id, s in latest.items() if s.kind == SLURM and s.job and run_id not in ended}
+    jobs = cluster.queue() if arrays else {}
+    forgotten = [job for job, s in arrays.items() if not all(s.task(r) in jobs for r in s.run_ids if r not in ended)]
+    jobs = (cluster.accounted(forgotten) or {}) | jobs
+    found = {}
+    for run_id, summary in summaries.items():
+        submission, folder = latest.get(run_id), sweep / run_id
+        if run_id in ended:
+            state = State(summary["status"], str(summary.get("stop_reason", "")))
+        elif submission is None:
+            holder = live_holder(folder)
+            state = State(RUNNING, job=holder) if holder else by_record(summary, NOT_SUBMITTED)
+        elif submission.kind == SLURM and submission.job is None:
+            state = State(PENDING, "is being submitted")
+        elif submission.kind == LOCAL:
+            state = local_state(folder, summary, submission)
+        else:
+            state = slurm_state(folder, summary, submission, jobs.get(submission.task(run_id)))
+        found[run_id] = state
+    return with_parents(sweep, found)
+
+
+def slurm_state(folder: Path, summary: dict[str, Any], submission: Submission, job: Job | None) -> State:
+    name, run_id = submission.task(folder.name), folder.name
+    noted = [row for row in read_lines(folder / "jobs.jsonl") if row["job"] == name]
+    end = noted[-1] if noted and "status" in noted[-1] and not noted[-1]["requeued"] else None
+    if job and job.live and not (end and job.state == "COMPLETING"):
+        return State(PENDING if job.pending else RUNNING, job.reason if job.pending else "", name)
+    if run_id in submission.cancelled:
+        return State(CANCELLED, "by `fulcrum slurm cancel`", name)
+    kind = SLURM_ENDS.get(job.state, FAILED) if job else None
+    if kind == CANCELLED or (kind and kind != FAILED and not end):
+        return State(str(kind), _slurms_words(job), name)
+    if end:
+        return State(end["status"], end["reason"], name)
+    if kind and job:  # Slurm knows that it ended, the script could not say how
+        said = lines_since(submission.folder / f"{submission.run_ids.index(run_id)}.out", 0)
+        return State(kind, "; ".join([_slurms_words(job), *said[-1:]]), name)
+    return State(LOST, "Slurm has forgotten the job, and it left no word of its end", name)
+
+
+def _slurms_words(job: Job | None) -> str:
+    assert job
+    return f"Slurm: {job.state}" + (f", {job.reason}" if job.reason else "")
+
+
+def local_state(folder: Path, summary: dict[str, Any], submission: Submission) -> State:
+    holder = live_holder(folder)
+    if holder:
+        return State(RUNNING, job=holder)
+    runner = live_holder(submission.folder)
+    if runner:
+        return State(PENDING, "waits for its turn", runner) if not summary.get("status") else by_record(summary, LOST)
+    if folder.name in submission.cancelled:
+        return State(CANCELLED, "by `fulcrum slurm cancel`")
+    said = lines_since(submission.folder / "output.log", 0)
+    return by_record(summary, LOST, said[-1] if said else f"its runner on {socket.gethostname()} is gone")
+
+
+def by_record(summary: dict[str, Any], otherwise: str, reason: str = "") -> State:
+    """What the record alone says; `otherwise` where it says nothing."""
+    status, why = summary.get("status"), str(summary.get("stop_reason", ""))
+    if status == FAILED and any(word in why.lower() for word in MEMORY_WORDS):
+        return State(OUT_OF_MEMORY, why)
+    return State(status, why) if status else State(otherwise, reason)
+
+
+def with_parents(sweep: Path, found: dict[str, State]) -> dict[str, State]:
+    """The states with the reason of branches that cannot start: their parent did not get there."""
+    told = dict(found)
+    for run_id, state in found.items():
+        if state.finished or state.kind == RUNNING:
+            continue
+        parent = (read_yaml(sweep / run_id / "config.yaml").get("parent") or {}).get("run_id")
+        above = found.get(parent) if parent else None
+        if above and not above.live and above.kind != COMPLETED:
+            told[run_id] = State(state.kind, f"its parent {parent} is {above.kind}: {above.reason}", state.job)
+    return told

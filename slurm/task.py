@@ -1,0 +1,90 @@
+"""The end of a life on a compute node: `python -m slurm.task <run folder> <srun's exit code> <max_restarts>`.
+
+run.sbatch calls it when the run's processes are gone. It appends a line to the run's jobs.jsonl, writes the summary of
+a run that was killed before it could, and exits with 85 where the run is to be requeued. No torch.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data.files import append_line, read_json, read_lines
+from data.records import (
+    COMPLETED,
+    DIVERGED,
+    FAILED,
+    LOCKED_EXIT,
+    PREEMPTED,
+    PREEMPTED_EXIT,
+    checkpoints,
+    end_life,
+    write_summary,
+)
+
+OUT_OF_MEMORY = "out of memory"
+MEMORY_WORDS = ("oom-kill", "oom_kill", "out of memory", "outofmemoryerror", "cannot allocate memory")
+
+
+def main(folder: Path, code: int, max_restarts: int, environment: Mapping[str, str]) -> int:
+    task = f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+    restarts = int(environment.get("SLURM_RESTART_COUNT", 0))
+    began = [row for row in read_lines(folder / "jobs.jsonl") if row["job"] == task][-1]
+    status, reason = judge(folder, code, began["log_start"])
+    requeue = False
+    if status == PREEMPTED and reason == "SIGUSR1":
+        refusal = why_not_again(folder, restarts, max_restarts)
+        requeue, reason = not refusal, refusal or reason
+    if code != LOCKED_EXIT and status not in (COMPLETED, DIVERGED):
+        summary = read_json(folder / "summary.json")
+        kept = FAILED if status == OUT_OF_MEMORY else status
+        write_summary(folder, summary | {"status": kept, "stop_reason": reason})
+        end_life(folder, status)
+    ended = {"code": code, "status": status, "reason": reason, "requeued": requeue}
+    append_line(folder / "jobs.jsonl", {"job": task, "restart": restarts, **ended, "at": time.strftime("%FT%T%z")})
+    return PREEMPTED_EXIT if requeue else 0
+
+
+def judge(folder: Path, code: int, log_start: int) -> tuple[str, str]:
+    """How a life ended, and why: by the run's own summary, or by what its processes left in output.log."""
+    summary = read_json(folder / "summary.json")
+    status, reason = summary.get("status"), str(summary.get("stop_reason", ""))
+    said = lines_since(folder / "output.log", log_start)
+    if code == LOCKED_EXIT:
+        return FAILED, said[-1] if said else "another process writes this run"
+    if status in (COMPLETED, DIVERGED, PREEMPTED):
+        return status, reason
+    for line in [reason, *said]:
+        if any(word in line.lower() for word in MEMORY_WORDS):
+            return OUT_OF_MEMORY, line.strip()
+    if status == FAILED:
+        return FAILED, reason
+    killed = f"killed by signal {code - 128}" if code > 128 else f"exit code {code}"
+    return FAILED, f"{killed}: {said[-1]}" if said else killed
+
+
+def why_not_again(folder: Path, restarts: int, max_restarts: int) -> str | None:
+    """Why a run that was asked to stop is not requeued; None where it is."""
+    lives: list[dict[str, Any]] = read_lines(folder / "lives.jsonl")
+    started, kept = lives[-1]["tokens_start"], checkpoints(folder)
+    if not kept or kept[-1] <= started:
+        return f"not requeued: this life made no progress past {started} tokens; give it more slurm.time or slurm.grace"
+    if restarts >= max_restarts:
+        return f"not requeued: slurm.max_restarts={max_restarts} is reached"
+    return None
+
+
+def lines_since(log: Path, start: int) -> list[str]:
+    """What a life printed, without empty lines."""
+    try:
+        with log.open("rb") as file:
+            file.seek(start)
+            return [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    except FileNotFoundError:
+        return []
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), os.environ))
