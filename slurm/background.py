@@ -21,8 +21,14 @@ from slurm.local import Stop, child_environment, prepare_data, run_points
 from slurm.manifest import LOCAL, Submission
 
 
+def register(sweep: Path, points: Sequence[Point]) -> Submission:
+    """Notes that a runner of this machine takes the points."""
+    return manifest.begin(sweep, LOCAL, [point.run_id for point in points], code_version())
+
+
 def start(sweep: Path, points: Sequence[Point]) -> None:
-    submission = manifest.begin(sweep, LOCAL, [point.run_id for point in points], code_version())
+    """Starts the runner, which holds the submission's lock before this returns."""
+    submission = register(sweep, points)
     with lock_run(submission.folder) as lock, (submission.folder / "output.log").open("w") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "slurm.background", str(sweep), submission.id],

@@ -152,7 +152,7 @@ def table(sweep: Path, found: Mapping[str, State]) -> Group:
         ]
         grid.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
     counts = ", ".join(f"{count} {kind}" for kind, count in told["counts"].items())
-    lines = [Text(f"{len(told['runs'])} runs: {counts}" if told["runs"] else "no runs")]
+    lines = [Text(f"{len(told['runs'])} run{'s' * (len(told['runs']) != 1)}: {counts}")]
     if any(not state.live and state.kind not in (COMPLETED, DIVERGED) for state in found.values()):
         from slurm.submit import shown
 

@@ -5,6 +5,7 @@ overrides of all points -> conf.points (validate every one) -> data prepared and
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -15,12 +16,10 @@ from conf.branches import without_parent
 from conf.errors import user_errors
 from conf.points import Point, compose_config, expand, listed
 from data.records import COMPLETED, DIVERGED, live_holder, lock_run
-from data.version import code_version
-from slurm import manifest
+from slurm import background, manifest
 from slurm.display import branched, short_labels
 from slurm.dry_run import describe
 from slurm.local import Stop, check_launch, prepare_data, run_points, status_of
-from slurm.manifest import LOCAL
 
 
 def launch(overrides: Sequence[Sequence[str]]) -> None:
@@ -29,6 +28,8 @@ def launch(overrides: Sequence[Sequence[str]]) -> None:
     stop = Stop()
     with user_errors():
         points = expand(overrides)
+        if any(re.match(r"\+*slurm[.=]", text) for own in overrides for text in own):
+            print("warning: `fulcrum train` ignores slurm: it trains on this machine, here and now.", file=sys.stderr)
         if any(point.config["dry_run"] for point in points):
             print(describe(points))
             return
@@ -59,10 +60,9 @@ def recorded(points: Sequence[Point]) -> Iterator[None]:
         for sweep in {point.folder.parent for point in points}:
             with manifest.locked(sweep):  # another sweep of this experiment may add its points at the same time
                 manifest.record_points([point for point in points if point.folder.parent == sweep])
-                run_ids = [point.run_id for point in unfinished if point.folder.parent == sweep]
-                if run_ids:
-                    submission = manifest.begin(sweep, LOCAL, run_ids, code_version())
-                    stack.enter_context(lock_run(submission.folder))
+                mine = [point for point in unfinished if point.folder.parent == sweep]
+                if mine:
+                    stack.enter_context(lock_run(background.register(sweep, mine).folder))
         yield
 
 

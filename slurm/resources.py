@@ -30,11 +30,6 @@ COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator
 
 
 @dataclass(frozen=True)
-class Local:
-    """This machine: the points train in the background, as `fulcrum train` trains them."""
-
-
-@dataclass(frozen=True)
 class Slurm:
     """What the job of a point asks for. A point has launch.devices processes, spread evenly over its nodes."""
 
@@ -104,6 +99,11 @@ class Slurm:
                 _conditions(str(changes.get("when", "")))
             if changes:
                 dataclasses.replace(self, rules=[], prepare={}, **{k: v for k, v in changes.items() if k != "when"})
+
+
+@dataclass(frozen=True)
+class Local(Slurm):
+    """This machine: the points train in the background, as `fulcrum train` trains them; the fields say nothing here."""
 
 
 def asked(point: Point) -> Slurm:

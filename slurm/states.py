@@ -72,7 +72,7 @@ def reconcile(sweep: Path) -> list[Submission]:
 def states(sweep: Path, submissions: Sequence[Submission], asked: Sequence[str] = ()) -> dict[str, State]:
     """How every run stands that was ever asked for, or is `asked` for now."""
     latest = {run_id: s for s in submissions if s.kind != DATA for run_id in s.run_ids}
-    summaries = {run_id: read_json(sweep / run_id / "summary.json") for run_id in [*manifest.run_ids(sweep), *asked]}
+    summaries = {run_id: summary_of(sweep / run_id) for run_id in [*manifest.run_ids(sweep), *asked]}
     ended = {run_id for run_id, summary in summaries.items() if summary.get("status") in (COMPLETED, DIVERGED)}
     arrays = {s.job: s for run_id, s in latest.items() if s.kind == SLURM and s.job and run_id not in ended}
     jobs = cluster.queue() if arrays else {}
@@ -93,7 +93,15 @@ def states(sweep: Path, submissions: Sequence[Submission], asked: Sequence[str] 
         else:
             state = slurm_state(folder, summary, submission, jobs.get(submission.task(run_id)))
         found[run_id] = state
-    return with_parents(sweep, found)
+    return with_causes(sweep, found, submissions)
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    """The run's summary.json; that it is damaged is a way to have failed."""
+    try:
+        return read_json(folder / "summary.json")
+    except ValueError as error:
+        return {"status": FAILED, "stop_reason": str(error)}
 
 
 def slurm_state(folder: Path, summary: dict[str, Any], submission: Submission, job: Job | None) -> State:
@@ -126,7 +134,9 @@ def local_state(folder: Path, summary: dict[str, Any], submission: Submission) -
         return State(RUNNING, job=holder)
     runner = live_holder(submission.folder)
     if runner:
-        return State(PENDING, "waits for its turn", runner) if not summary.get("status") else by_record(summary, LOST)
+        lives = read_lines(folder / "lives.jsonl")
+        taken = lives and lives[-1]["started"] >= submission.at
+        return by_record(summary, RUNNING) if taken else State(PENDING, "waits for its turn", runner)
     if folder.name in submission.cancelled:
         return State(CANCELLED, "by `fulcrum slurm cancel`")
     said = lines_since(submission.folder / "output.log", 0)
@@ -141,14 +151,24 @@ def by_record(summary: dict[str, Any], otherwise: str, reason: str = "") -> Stat
     return State(status, why) if status else State(otherwise, reason)
 
 
-def with_parents(sweep: Path, found: dict[str, State]) -> dict[str, State]:
-    """The states with the reason of branches that cannot start: their parent did not get there."""
+def with_causes(sweep: Path, found: dict[str, State], submissions: Sequence[Submission]) -> dict[str, State]:
+    """The states with the reason of runs that could not start: their parent did not get there, or their data."""
+    data = {
+        run_id: submission for submission in submissions if submission.kind == DATA for run_id in submission.run_ids
+    }
     told = dict(found)
     for run_id, state in found.items():
         if state.finished or state.kind == RUNNING:
             continue
         parent = (read_yaml(sweep / run_id / "config.yaml").get("parent") or {}).get("run_id")
         above = found.get(parent) if parent else None
-        if above and not above.live and above.kind != COMPLETED:
+        errors = (
+            [line for line in lines_since(data[run_id].folder / "data.out", 0) if "error: " in line]
+            if run_id in data
+            else []
+        )
+        if errors and state.kind == CANCELLED:
+            told[run_id] = State(FAILED, f"its data could not be prepared: {errors[-1]}", state.job)
+        elif above and not above.live and above.kind != COMPLETED:
             told[run_id] = State(state.kind, f"its parent {parent} is {above.kind}: {above.reason}", state.job)
     return told

@@ -83,6 +83,8 @@ def resubmit(sweep: Path, changes: Mapping[str, Any], wanted: Sequence[str]) -> 
         if not chosen:
             console.print("every point is finished or under way: nothing was submitted")
             return
+        if submissions:  # paths in the configurations may be relative to where they were submitted
+            os.chdir(submissions[-1].cwd)
         points = manifest.points_of(sweep, chosen, changes)
         require(points)
         hand_over(sweep, points, found, lock)
