@@ -86,7 +86,7 @@ def expand(points: Sequence[Sequence[str]], config_name: str = "config") -> list
         try:
             point = _point(list(overrides), config_name, parents)
         except (ValueError, TypeError, HydraException, OmegaConfBaseException) as error:
-            bad.append(f"  {name}\n    {_innermost(error)}")
+            bad.append(f"  {name}\n    {innermost(error)}")
             continue
         if point.run_id in asked:
             bad.append(
@@ -216,7 +216,7 @@ def resolve(config: dict[str, Any], overrides: list[str]) -> Point:
         try:
             instantiate(average)
         except HydraException as error:  # the object does not know its own name
-            raise ValueError(_innermost(error).replace("averages.<name>", key)) from None
+            raise ValueError(innermost(error).replace("averages.<name>", key)) from None
     for node in (config["optimizer"], config["spike_guard"], config["data"], config["slurm"], launch["logger"]):
         _instantiate_all(node)
     strategy, optimizer = instantiate(launch["strategy"]), instantiate(config["optimizer"])
@@ -330,7 +330,7 @@ def _check_folder(point: Point) -> None:
         )
 
 
-def _innermost(error: BaseException) -> str:
+def innermost(error: BaseException) -> str:
     """The message a user needs: Hydra wraps the constructor's own error in its own."""
     while error.__cause__ is not None and isinstance(error.__cause__, ValueError | TypeError):
         error = error.__cause__

@@ -13,15 +13,17 @@ import contextlib
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
+from hydra.errors import HydraException
 
-from conf.points import Point, resolve
+from conf.points import Point, innermost, resolve
 from data.files import append_line, read_json, read_lines, read_yaml, write_atomic, write_json
 from data.records import COMPLETED, lock_run
+from slurm.resources import Slurm
 
 VERSION = 1
 SLURM, DATA, LOCAL = "slurm", "data", "local"
@@ -159,22 +161,26 @@ def points_of(sweep: Path, wanted: Sequence[str], changes: Mapping[str, Any] | N
         config = read_yaml(sweep / run_id / "config.yaml")
         if not config:
             raise ValueError(f"{sweep / run_id} has no config.yaml: run the sweep's own command again.")
-        config.setdefault("slurm", {"_target_": "slurm.resources.Slurm"})
+        config["slurm"] = {"_target_": "slurm.resources.Slurm"} | asdict(Slurm()) | config.get("slurm", {})
         for key, value in (changes or {}).items():
-            changed(config, key, value)
+            change(config, key, value)
         config["launch"] |= {"runs": str(sweep.parent), "experiment": sweep.name}
-        points.append(resolve(config, config["launch"]["overrides"]))
+        try:
+            points.append(resolve(config, config["launch"]["overrides"]))
+        except (ValueError, TypeError, HydraException) as error:
+            raise ValueError(f"{run_id}: {innermost(error)}") from None
     return points
 
 
-def changed(config: dict[str, Any], key: str, value: Any) -> None:
-    """Sets one key of `slurm` or `launch` in place; {} replaces a whole group."""
-    branch, *rest = key.split(".")
-    if branch not in ("slurm", "launch"):
+def change(config: dict[str, Any], key: str, value: Any) -> None:
+    """Sets one key of `slurm` or `launch`, or one of these whole, in place."""
+    *above, last = key.split(".")
+    if (above or [last])[0] not in ("slurm", "launch"):
         raise ValueError(f"{key}={value}: only slurm.* and launch.* may change, all else would be another run.")
-    node, path = config, [branch, *rest]
-    for name in path[:-1]:
-        node = node[name]
-    if rest and path[-1] not in node:
-        raise ValueError(f"{key}={value}: there is no such key; there is {', '.join(sorted(node))}.")
-    node[path[-1]] = value
+    node: Any = config
+    for name in above:
+        node = node.get(name) if isinstance(node, Mapping) else None
+    if not isinstance(node, dict) or last not in node:
+        there = f"there is {', '.join(sorted(node))}" if isinstance(node, Mapping) else f"{'.'.join(above)} has none"
+        raise ValueError(f"{key}={value}: no such key; {there}.")
+    node[last] = value

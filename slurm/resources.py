@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from conf.points import Point
+from conf.typed import coerce
 from slurm.dry_run import speed_of
 
 # what the submission itself says; a word of slurm.sbatch that says it again would break what we promise
@@ -97,8 +98,10 @@ class Slurm:
                 _check(False, f"{name}.{key}", changes[key], f"a field is one of {', '.join(sorted(known))}")
             if name != "prepare":
                 _conditions(str(changes.get("when", "")))
-            if changes:
-                dataclasses.replace(self, rules=[], prepare={}, **{k: v for k, v in changes.items() if k != "when"})
+            fields = {key: value for key, value in changes.items() if key != "when"}
+            coerce({"_target_": "slurm.resources.Slurm", **fields}, f"slurm.{name}")
+            if fields:
+                dataclasses.replace(self, rules=[], prepare={}, **fields)
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,10 @@ def main(folder: Path, code: int, max_restarts: int, environment: Mapping[str, s
 
 def judge(folder: Path, code: int, log_start: int) -> tuple[str, str]:
     """How a life ended, and why: by the run's own summary, or by what its processes left in output.log."""
-    summary = read_json(folder / "summary.json")
+    path, begin = folder / "summary.json", folder / "jobs.jsonl"
+    # a summary older than the line with which this life began is of an earlier one
+    fresh = path.exists() and path.stat().st_mtime_ns > begin.stat().st_mtime_ns
+    summary = read_json(path) if fresh else {}
     status, reason = summary.get("status"), str(summary.get("stop_reason", ""))
     said = lines_since(folder / "output.log", log_start)
     if code == LOCKED_EXIT:
