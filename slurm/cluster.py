@@ -1,11 +1,9 @@
 """Slurm's own programs: what they are asked and what they answer. ValueError with Slurm's words where they refuse."""
 
-import os
-import pwd
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -77,10 +75,9 @@ def sbatch(options: Sequence[str], arguments: Sequence[str], submission: str, lo
     return done.stdout.strip().split(";")[0]  # a cluster's name may follow
 
 
-def queue() -> dict[str, Job]:
-    """All of this user's jobs that the controller remembers, also ended ones, by id."""
-    user = pwd.getpwuid(os.getuid()).pw_name
-    lines = call("squeue", "-h", "-r", "-t", "all", "-u", user, "-o", "%F|%K|%T|%k|%r").splitlines()
+def queue(users: Collection[str]) -> dict[str, Job]:
+    """All jobs of these users that the controller remembers, also ended ones, by id."""
+    lines = call("squeue", "-h", "-r", "-t", "all", "-u", ",".join(sorted(users)), "-o", "%F|%K|%T|%k|%r").splitlines()
     jobs = {}
     for line in lines:
         job, task, state, comment, reason = line.split("|", 4)
@@ -94,7 +91,7 @@ def accounted(jobs: Sequence[str]) -> dict[str, Job] | None:
     if not jobs:
         return {}
     try:
-        wanted = ("sacct", "-X", "-n", "-P", "-D", "--array", "-j", ",".join(jobs), "-o", "JobID,State,Reason")
+        wanted = ("sacct", "-a", "-X", "-n", "-P", "-D", "--array", "-j", ",".join(jobs), "-o", "JobID,State,Reason")
         lines = call(*wanted).splitlines()
     except (ValueError, OSError):  # disabled, not installed, or its database is down
         return None

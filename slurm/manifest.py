@@ -10,6 +10,8 @@ off between the two is found again in Slurm's queue and never submitted twice.
 """
 
 import contextlib
+import os
+import pwd
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,6 +44,8 @@ class Submission:
     """version of the code it runs"""
     cwd: str
     """the working directory that it was submitted from"""
+    user: str
+    """who submitted it: squeue is asked about their jobs"""
     folder: Path
     job: str | None = None
     """Slurm's id; None of a local runner, and until sbatch has answered"""
@@ -95,12 +99,12 @@ def note(sweep: Path, event: Mapping[str, Any]) -> None:
 
 def begin(sweep: Path, kind: str, run_ids: Sequence[str], code: str) -> Submission:
     """Notes a submission that is about to be handed over, and makes its folder."""
-    name, at = uuid.uuid4().hex[:12], time.strftime("%FT%T%z")
-    cwd = str(Path.cwd())
-    folder = jobs_folder(sweep) / name
-    folder.mkdir(parents=True)
-    note(sweep, {"submission": name, "kind": kind, "run_ids": list(run_ids), "at": at, "code": code, "cwd": cwd})
-    return Submission(name, kind, list(run_ids), at, code, cwd, folder)
+    name = uuid.uuid4().hex[:12]
+    (jobs_folder(sweep) / name).mkdir(parents=True)
+    at, user = time.strftime("%FT%T%z"), pwd.getpwuid(os.getuid()).pw_name
+    fields = {"kind": kind, "run_ids": list(run_ids), "at": at, "code": code, "cwd": os.getcwd(), "user": user}
+    note(sweep, {"submission": name, **fields})
+    return Submission(name, folder=jobs_folder(sweep) / name, **fields)
 
 
 def read(sweep: Path) -> list[Submission]:
@@ -116,7 +120,7 @@ def read(sweep: Path) -> list[Submission]:
     for event in events:
         name = event["submission"]
         if "kind" in event:
-            fields = {key: event[key] for key in ("kind", "run_ids", "at", "code", "cwd")}
+            fields = {key: event[key] for key in ("kind", "run_ids", "at", "code", "cwd", "user")}
             found[name] = Submission(name, **fields, folder=jobs_folder(sweep) / name)
         found[name].job = event.get("job", found[name].job)
         found[name].void |= event.get("void", False)

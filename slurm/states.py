@@ -58,7 +58,7 @@ def reconcile(sweep: Path) -> list[Submission]:
     submissions = manifest.read(sweep)
     open_ones = [submission for submission in submissions if submission.cut_off]
     if open_ones:
-        known = {job.comment: job.id.split("_")[0] for job in cluster.queue().values()}
+        known = {job.comment: job.id.split("_")[0] for job in cluster.queue({s.user for s in open_ones}).values()}
         for submission in open_ones:
             # the job's own trace serves when the queue has forgotten it
             trace = submission.folder / "job"
@@ -75,7 +75,7 @@ def states(sweep: Path, submissions: Sequence[Submission], asked: Sequence[str] 
     summaries = {run_id: summary_of(sweep / run_id) for run_id in [*manifest.run_ids(sweep), *asked]}
     ended = {run_id for run_id, summary in summaries.items() if summary.get("status") in (COMPLETED, DIVERGED)}
     arrays = {s.job: s for run_id, s in latest.items() if s.kind == SLURM and s.job and run_id not in ended}
-    jobs = cluster.queue() if arrays else {}
+    jobs = cluster.queue({s.user for s in arrays.values()}) if arrays else {}
     forgotten = [job for job, s in arrays.items() if not all(s.task(r) in jobs for r in s.run_ids if r not in ended)]
     jobs = (cluster.accounted(forgotten) or {}) | jobs
     found = {}
