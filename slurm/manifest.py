@@ -102,7 +102,14 @@ def begin(sweep: Path, kind: str, run_ids: Sequence[str], code: str) -> Submissi
     name = uuid.uuid4().hex[:12]
     (jobs_folder(sweep) / name).mkdir(parents=True)
     at, user = time.strftime("%FT%T%z"), pwd.getpwuid(os.getuid()).pw_name
-    fields = {"kind": kind, "run_ids": list(run_ids), "at": at, "code": code, "cwd": os.getcwd(), "user": user}
+    fields: dict[str, Any] = {
+        "kind": kind,
+        "run_ids": list(run_ids),
+        "at": at,
+        "code": code,
+        "cwd": os.getcwd(),
+        "user": user,
+    }
     note(sweep, {"submission": name, **fields})
     return Submission(name, folder=jobs_folder(sweep) / name, **fields)
 

@@ -28,10 +28,12 @@ from slurm import background, cluster, manifest
 from slurm.display import console
 from slurm.dry_run import describe
 from slurm.local import check_launch, data_requests, forget_divergence
-from slurm.manifest import DATA, SLURM, Submission
+from slurm.manifest import DATA, LOCAL, SLURM, Submission
 from slurm.resources import Slurm, asked, for_data, options
 from slurm.snapshot import snapshot
 from slurm.states import NOT_SUBMITTED, RUNNING, State, reconcile, states
+
+LOCAL_TARGET = "slurm.resources.Local"
 
 
 def submit(overrides: Sequence[Sequence[str]]) -> None:
@@ -85,6 +87,9 @@ def resubmit(sweep: Path, changes: Mapping[str, Any], wanted: Sequence[str]) -> 
             return
         if submissions:  # paths in the configurations may be relative to where they were submitted
             os.chdir(submissions[-1].cwd)
+        latest = {run_id: s.kind for s in submissions if s.kind != DATA for run_id in s.run_ids}
+        if all(latest.get(run_id) == LOCAL for run_id in chosen):  # this machine trained them: it does again
+            changes = {"slurm._target_": LOCAL_TARGET, **changes}
         points = manifest.points_of(sweep, chosen, changes)
         require(points)
         hand_over(sweep, points, found, lock)
@@ -100,7 +105,7 @@ def require(points: Sequence[Point]) -> None:
 
 def is_local(points: Sequence[Point]) -> bool:
     """Whether the points train on this machine. ValueError where some do and some do not."""
-    local = {point.config["slurm"]["_target_"] == "slurm.resources.Local" for point in points}
+    local = {point.config["slurm"]["_target_"] == LOCAL_TARGET for point in points}
     if len(local) > 1:
         raise ValueError("slurm: some points would train on this machine and some on Slurm: submit them apart.")
     return local.pop()
