@@ -1,4 +1,4 @@
-"""What Hydra looks for in its plugin namespace: our schema and launcher, and ./conf of the working directory."""
+"""What Hydra looks for in its plugin namespace: our schema, sweeper and launcher, and a user's own ./conf."""
 
 import atexit
 import shutil
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.plugins.launcher import Launcher
@@ -33,6 +34,13 @@ class FulcrumLauncher(Launcher):
         return []
 
 
+class FulcrumSweeper(BasicSweeper):
+    """Hydra's own, which would compose every point before the launcher does, one after another, to see if it can."""
+
+    def validate_batch_is_legal(self, batch: Any) -> None:
+        """Left to conf.points, which composes each point once and lists all that are bad."""
+
+
 class WorkingDirectoryConf(SearchPathPlugin):
     """A user's own ./conf/experiment/mine.yaml is `experiment=mine`; it adds to ours and never shadows it."""
 
@@ -50,6 +58,9 @@ def scratch() -> str:
 
 
 OmegaConf.register_new_resolver("scratch", scratch, use_cache=True, replace=True)
+ConfigStore.instance().store(
+    group="hydra/sweeper", name="fulcrum", node=BasicSweeperConf(_target_="hydra_plugins.fulcrum.FulcrumSweeper")
+)
 ConfigStore.instance().store(
     group="hydra/launcher", name="fulcrum", node={"_target_": "hydra_plugins.fulcrum.FulcrumLauncher"}
 )

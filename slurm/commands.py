@@ -5,6 +5,7 @@
 
 import argparse
 import json
+import math
 import os
 import time
 from collections import Counter
@@ -126,8 +127,14 @@ def progress(folder: Path, state: State) -> dict[str, Any]:
     left = None
     if state.kind == RUNNING and row and total:
         left = max(0.0, total - row["tokens"]) / row["tokens_per_second"]
-    wanted = {key: row.get(key) for key in ("step", "tokens", "loss")}
-    return {**wanted, "total_tokens": total, "seconds_left": left}
+    loss = row.get("loss")
+    return {
+        "step": row.get("step"),
+        "tokens": row.get("tokens"),
+        "loss": loss if loss is not None and math.isfinite(loss) else None,  # JSON has no NaN
+        "total_tokens": total,
+        "seconds_left": left,
+    }
 
 
 def table(sweep: Path, found: Mapping[str, State]) -> Group:
@@ -173,20 +180,26 @@ def changes_of(words: Sequence[str]) -> dict[str, Any]:
     """`slurm=a100 slurm.mem=8G strategy=fsdp` as {"slurm": {...}, "slurm.mem": "8G", "launch.strategy": {...}}."""
     from hydra import compose, initialize_config_module
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
     groups = {"slurm": "slurm", "strategy": "launch.strategy", "logger": "launch.logger"}
     changes: dict[str, Any] = {}
     for word in words:
-        parsed = OverridesParser.create().parse_override(word)
-        key, value = parsed.key_or_group, parsed.value()
-        if key in groups:
-            with initialize_config_module("conf", version_base="1.3"):
-                config = compose("config", [word])
-            chosen = OmegaConf.select(config, groups[key])
-            changes = {groups[key]: OmegaConf.to_container(chosen, resolve=True)} | changes
-        else:
-            changes[key] = value
+        try:
+            parsed = OverridesParser.create().parse_override(word)
+            key = parsed.key_or_group
+            if parsed.is_sweep_override():
+                raise ValueError(f"{word}: give one value; submit points that differ in it apart.")
+            if key in groups:
+                with initialize_config_module("conf", version_base="1.3"):
+                    config = compose("config", [word])
+                chosen = OmegaConf.select(config, groups[key])
+                changes = {groups[key]: OmegaConf.to_container(chosen, resolve=True)} | changes
+            else:
+                changes[key] = parsed.value()
+        except HydraException as error:
+            raise ValueError(f"{word}: {' '.join(str(error).split())}") from None
     return changes
 
 

@@ -58,7 +58,10 @@ def snapshot(into: Path, leave_out: Sequence[Path]) -> Path | None:
 def _known_to_git(root: Path) -> list[str]:
     """Files that are tracked, or neither tracked nor ignored."""
     command = ["git", "-C", str(root), "ls-files", "-coz", "--exclude-standard"]
-    listed = subprocess.run(command, text=True, capture_output=True)
+    try:
+        listed = subprocess.run(command, text=True, capture_output=True)
+    except FileNotFoundError:
+        raise ValueError("git is not on the path: it lists the code that is copied for the jobs.") from None
     if listed.returncode:
         raise ValueError(f"{root} is a git checkout and git cannot list it: {listed.stderr.strip()}")
     return [name for name in listed.stdout.split("\0") if name]

@@ -6,7 +6,6 @@ A record that says `completed` or `diverged` is believed. Whatever else it says 
 asked whether there is another; where Slurm has forgotten a job and nothing noted its end, the run is lost.
 """
 
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +107,8 @@ def slurm_state(folder: Path, summary: dict[str, Any], submission: Submission, j
     name, run_id = submission.task(folder.name), folder.name
     noted = [row for row in read_lines(folder / "jobs.jsonl") if row["job"] == name]
     end = noted[-1] if noted and "status" in noted[-1] and not noted[-1]["requeued"] else None
-    if job and job.live and not (end and job.state == "COMPLETING"):
+    over = job and job.state == "COMPLETING" and end and end["status"] != PREEMPTED  # by scancel: Slurm will say so
+    if job and job.live and not over:
         return State(PENDING if job.pending else RUNNING, job.reason if job.pending else "", name)
     if run_id in submission.cancelled:
         return State(CANCELLED, "by `fulcrum slurm cancel`", name)
@@ -132,15 +132,20 @@ def local_state(folder: Path, summary: dict[str, Any], submission: Submission) -
     holder = live_holder(folder)
     if holder:
         return State(RUNNING, job=holder)
-    runner = live_holder(submission.folder)
+    runner, cancelled = live_holder(submission.folder), folder.name in submission.cancelled
     if runner:
         lives = read_lines(folder / "lives.jsonl")
-        taken = lives and lives[-1]["started"] >= submission.at
-        return by_record(summary, RUNNING) if taken else State(PENDING, "waits for its turn", runner)
-    if folder.name in submission.cancelled:
+        if not lives or lives[-1]["started"] < submission.at:
+            return State(PENDING, "waits for its turn", runner)
+        if not cancelled:
+            return by_record(summary, RUNNING)
+    if cancelled:
         return State(CANCELLED, "by `fulcrum slurm cancel`")
     said = lines_since(submission.folder / "output.log", 0)
-    return by_record(summary, LOST, said[-1] if said else f"its runner on {socket.gethostname()} is gone")
+    errors = [line for line in said if line.startswith("error: ")]
+    if errors and not summary:  # the runner could not even begin
+        return State(FAILED, errors[0].removeprefix("error: "))
+    return by_record(summary, LOST, f"its runner on this machine is gone: {said[-1] if said else 'it said nothing'}")
 
 
 def by_record(summary: dict[str, Any], otherwise: str, reason: str = "") -> State:

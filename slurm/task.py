@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data.files import append_line, read_json, read_lines
+from data.files import append_line, read_json, read_lines, read_yaml
 from data.records import (
     COMPLETED,
     DIVERGED,
@@ -23,6 +23,7 @@ from data.records import (
     end_life,
     write_summary,
 )
+from optim.plan import plan_of
 
 OUT_OF_MEMORY = "out of memory"
 MEMORY_WORDS = ("oom-kill", "oom_kill", "out of memory", "outofmemoryerror", "cannot allocate memory")
@@ -69,10 +70,13 @@ def judge(folder: Path, code: int, log_start: int) -> tuple[str, str]:
 
 
 def why_not_again(folder: Path, restarts: int, max_restarts: int) -> str | None:
-    """Why a run that was asked to stop is not requeued; None where it is."""
+    """Why a run that was asked to stop is not requeued; None where it is. A single step is no progress."""
     lives: list[dict[str, Any]] = read_lines(folder / "lives.jsonl")
     started, kept = lives[-1]["tokens_start"], checkpoints(folder)
-    if not kept or kept[-1] <= started:
+    plan = plan_of(read_yaml(folder / "config.yaml"))
+    # the loop hears a signal within a step: a life that was asked to stop before its first makes that one
+    one_step = plan.at(started).batch_size * plan.sequence_length
+    if not kept or kept[-1] <= started + one_step:
         return f"not requeued: this life made no progress past {started} tokens; give it more slurm.time or slurm.grace"
     if restarts >= max_restarts:
         return f"not requeued: slurm.max_restarts={max_restarts} is reached"
