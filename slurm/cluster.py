@@ -39,6 +39,8 @@ def call(*command: str) -> str:
     """What a program of Slurm prints. ValueError with its own words where it fails or does not answer."""
     try:
         done = subprocess.run(command, text=True, capture_output=True, timeout=120, stdin=subprocess.DEVNULL)
+    except FileNotFoundError:
+        raise ValueError(f"{command[0]} is not on the path: ask where Slurm is.") from None
     except subprocess.TimeoutExpired:
         raise ValueError(f"{command[0]} has not answered for two minutes: is the controller of Slurm up?") from None
     if done.returncode:
@@ -93,7 +95,7 @@ def accounted(jobs: Sequence[str]) -> dict[str, Job] | None:
     try:
         wanted = ("sacct", "-a", "-X", "-n", "-P", "-D", "--array", "-j", ",".join(jobs), "-o", "JobID,State,Reason")
         lines = call(*wanted).splitlines()
-    except (ValueError, OSError):  # disabled, not installed, or its database is down
+    except ValueError:  # disabled, not installed, or its database is down
         return None
     found = {}
     for line in lines:

@@ -49,6 +49,8 @@ class Submission:
     folder: Path
     job: str | None = None
     """Slurm's id; None of a local runner, and until sbatch has answered"""
+    data: str | None = None
+    """the submission that prepares its data first"""
     void: bool = False
     """it never reached Slurm"""
     cancelled: set[str] = field(default_factory=set)
@@ -97,7 +99,7 @@ def note(sweep: Path, event: Mapping[str, Any]) -> None:
     append_line(path, event)
 
 
-def begin(sweep: Path, kind: str, run_ids: Sequence[str], code: str) -> Submission:
+def begin(sweep: Path, kind: str, run_ids: Sequence[str], code: str, data: str | None = None) -> Submission:
     """Notes a submission that is about to be handed over, and makes its folder."""
     name = uuid.uuid4().hex[:12]
     (jobs_folder(sweep) / name).mkdir(parents=True)
@@ -109,6 +111,7 @@ def begin(sweep: Path, kind: str, run_ids: Sequence[str], code: str) -> Submissi
         "code": code,
         "cwd": os.getcwd(),
         "user": user,
+        "data": data,
     }
     note(sweep, {"submission": name, **fields})
     return Submission(name, folder=jobs_folder(sweep) / name, **fields)
@@ -127,7 +130,7 @@ def read(sweep: Path) -> list[Submission]:
     for event in events:
         name = event["submission"]
         if "kind" in event:
-            fields = {key: event[key] for key in ("kind", "run_ids", "at", "code", "cwd", "user")}
+            fields = {key: event[key] for key in ("kind", "run_ids", "at", "code", "cwd", "user", "data")}
             found[name] = Submission(name, **fields, folder=jobs_folder(sweep) / name)
         found[name].job = event.get("job", found[name].job)
         found[name].void |= event.get("void", False)

@@ -92,7 +92,7 @@ def states(sweep: Path, submissions: Sequence[Submission], asked: Sequence[str] 
         else:
             state = slurm_state(folder, summary, submission, jobs.get(submission.task(run_id)))
         found[run_id] = state
-    return with_causes(sweep, found, submissions)
+    return with_parents(sweep, found)
 
 
 def summary_of(folder: Path) -> dict[str, Any]:
@@ -113,6 +113,10 @@ def slurm_state(folder: Path, summary: dict[str, Any], submission: Submission, j
     if run_id in submission.cancelled:
         return State(CANCELLED, "by `fulcrum slurm cancel`", name)
     kind = SLURM_ENDS.get(job.state, FAILED) if job else None
+    if kind == CANCELLED and submission.data and not noted:  # it never began
+        said = lines_since(submission.folder.with_name(submission.data) / "data.out", 0)
+        errors = [line for line in said if line.startswith("error: ")] or said[-1:] or ["no word of it"]
+        return State(FAILED, f"its data could not be prepared: {errors[0].removeprefix('error: ')}", name)
     if kind == CANCELLED or (kind and kind != FAILED and not end):
         return State(str(kind), _slurms_words(job), name)
     if end:
@@ -156,24 +160,14 @@ def by_record(summary: dict[str, Any], otherwise: str, reason: str = "") -> Stat
     return State(status, why) if status else State(otherwise, reason)
 
 
-def with_causes(sweep: Path, found: dict[str, State], submissions: Sequence[Submission]) -> dict[str, State]:
-    """The states with the reason of runs that could not start: their parent did not get there, or their data."""
-    data = {
-        run_id: submission for submission in submissions if submission.kind == DATA for run_id in submission.run_ids
-    }
+def with_parents(sweep: Path, found: dict[str, State]) -> dict[str, State]:
+    """The states with the reason of branches that cannot start: their parent did not get there."""
     told = dict(found)
     for run_id, state in found.items():
         if state.finished or state.kind == RUNNING:
             continue
         parent = (read_yaml(sweep / run_id / "config.yaml").get("parent") or {}).get("run_id")
         above = found.get(parent) if parent else None
-        errors = (
-            [line for line in lines_since(data[run_id].folder / "data.out", 0) if "error: " in line]
-            if run_id in data
-            else []
-        )
-        if errors and state.kind == CANCELLED:
-            told[run_id] = State(FAILED, f"its data could not be prepared: {errors[-1]}", state.job)
-        elif above and not above.live and above.kind != COMPLETED:
+        if above and not above.live and above.kind != COMPLETED:
             told[run_id] = State(state.kind, f"its parent {parent} is {above.kind}: {above.reason}", state.job)
     return told
