@@ -2,8 +2,8 @@
 
     points --groups_of--> groups --submit_points--> [a job for the data] and arrays
 
-sbatch is called between two notes in the manifest. What a job reads lies in its submission's folder, a word a line, safe
-from every shell (run.sbatch).
+sbatch is called between two notes in the manifest. What a job reads lies in a file, a word a line,
+safe from every shell (run.sbatch).
 """
 
 import dataclasses
@@ -158,17 +158,14 @@ class Handover:
         return submission
 
     def send(self, submission: Submission, words: Sequence[str], slurm: Slurm) -> None:
-        """Calls sbatch and notes the job's id, or that it was refused: ValueError with Slurm's words."""
+        """Calls sbatch and notes the job's id. ValueError with Slurm's words; as it may have taken the job all the same
+        (its answer was lost), only its queue tells: the next command asks it."""
         folder = str(submission.folder).replace("%", "%%")
         task = "data" if submission.kind == DATA else "%a"
         named = [f"--job-name={self.sweep.name}", f"--chdir={Path.cwd()}", f"--output={folder}/{task}.out"]
         fixed = ["--open-mode=append", "--kill-on-invalid-dep=yes"]
         arguments = [str(submission.folder), str(slurm.max_restarts)]
-        try:
-            submission.job = cluster.sbatch([*named, *fixed, *words], arguments, submission.id, self.lock)
-        except ValueError:
-            manifest.note(self.sweep, {"submission": submission.id, "void": True})
-            raise
+        submission.job = cluster.sbatch([*named, *fixed, *words], arguments, submission.id, self.lock)
         manifest.note(self.sweep, {"submission": submission.id, "job": submission.job})
 
 

@@ -1,5 +1,6 @@
 """Slurm's own programs: what they are asked and what they answer. ValueError with Slurm's words where they refuse."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -62,27 +63,47 @@ def largest_array() -> int:
 
 
 def check(options: Sequence[str]) -> str | None:
-    """Slurm's words where it would refuse a job with these options, without submitting it."""
-    command = ["sbatch", "--test-only", *options, str(SCRIPT)]
-    done = subprocess.run(command, text=True, capture_output=True, timeout=120)
-    return None if done.returncode == 0 else _words(done.stderr)
+    """Slurm's words where it would refuse a job with these options; none is left behind."""
+    tested = _sbatch("--test-only", *options, str(SCRIPT))
+    if tested.returncode == 0:
+        return None
+    # --test-only refuses as well what only has to wait, because nodes are down or drained
+    held = _sbatch("--parsable", "--hold", f"--comment={COMMENT}check", "--output=/dev/null", *options, str(SCRIPT))
+    if held.returncode:
+        return _words(held.stderr)
+    cancel([_job_id(held.stdout)])
+    return None
 
 
 def sbatch(options: Sequence[str], arguments: Sequence[str], submission: str, lock: IO[str]) -> str:
     """Submits run.sbatch and returns the job's id. sbatch holds the sweep's `lock` as long as it lives."""
-    command = ["sbatch", "--parsable", "--requeue", f"--comment={COMMENT}{submission}", *options, str(SCRIPT)]
-    done = subprocess.run([*command, *arguments], text=True, capture_output=True, pass_fds=[lock.fileno()])
+    fixed = ["--parsable", "--requeue", f"--comment={COMMENT}{submission}"]
+    done = _sbatch(*fixed, *options, str(SCRIPT), *arguments, lock=lock)
     if done.returncode:
         raise ValueError(_words(done.stderr) or f"sbatch ended with exit code {done.returncode}")
-    return done.stdout.strip().split(";")[0]  # a cluster's name may follow
+    return _job_id(done.stdout)
+
+
+def _sbatch(*words: str, lock: IO[str] | None = None) -> "subprocess.CompletedProcess[str]":
+    """Within another job, its SLURM_* would be taken for wishes of the new one."""
+    kept = ("SLURM_CONF", "SLURM_CLUSTERS")
+    environment = {key: value for key, value in os.environ.items() if key[:6] != "SLURM_" or key in kept}
+    inherited = [lock.fileno()] if lock else []
+    return subprocess.run(["sbatch", *words], text=True, capture_output=True, env=environment, pass_fds=inherited)
+
+
+def _job_id(answer: str) -> str:
+    return answer.strip().split(";")[0]  # a cluster's name may follow
 
 
 def queue(users: Collection[str]) -> dict[str, Job]:
     """All jobs of these users that the controller remembers, also ended ones, by id."""
-    lines = call("squeue", "-h", "-r", "-t", "all", "-u", ",".join(sorted(users)), "-o", "%F|%K|%T|%k|%r").splitlines()
+    wanted = ("-h", "-r", "-t", "all", "-u", ",".join(sorted(users)), "-o", "%F|%K|%T|%r|%k")
     jobs = {}
-    for line in lines:
-        job, task, state, comment, reason = line.split("|", 4)
+    for line in call("squeue", *wanted).splitlines():
+        if line.count("|") < 4:  # the rest of somebody's comment of several lines
+            continue
+        job, task, state, reason, comment = line.split("|", 4)
         name = job if task == "N/A" else f"{job}_{task}"
         jobs[name] = Job(name, state, "" if reason == "None" else reason, comment)
     return jobs

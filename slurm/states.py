@@ -117,7 +117,7 @@ def slurm_state(folder: Path, summary: dict[str, Any], submission: Submission, j
         said = lines_since(submission.folder.with_name(submission.data) / "data.out", 0)
         errors = [line for line in said if line.startswith("error: ")] or said[-1:] or ["no word of it"]
         return State(FAILED, f"its data could not be prepared: {errors[0].removeprefix('error: ')}", name)
-    if kind == CANCELLED or (kind and kind != FAILED and not end):
+    if kind in (CANCELLED, TIMED_OUT) or (kind and kind != FAILED and not end):
         return State(str(kind), _slurms_words(job), name)
     if end:
         return State(end["status"], end["reason"], name)
@@ -136,18 +136,17 @@ def local_state(folder: Path, summary: dict[str, Any], submission: Submission) -
     holder = live_holder(folder)
     if holder:
         return State(RUNNING, job=holder)
-    runner, cancelled = live_holder(submission.folder), folder.name in submission.cancelled
-    if runner:
-        lives = read_lines(folder / "lives.jsonl")
-        if not lives or lives[-1]["started"] < submission.at:
-            return State(PENDING, "waits for its turn", runner)
-        if not cancelled:
-            return by_record(summary, RUNNING)
+    runner, lives = live_holder(submission.folder), read_lines(folder / "lives.jsonl")
+    begun, cancelled = bool(lives) and lives[-1]["started"] >= submission.at, folder.name in submission.cancelled
+    if runner and not begun:
+        return State(PENDING, "waits for its turn", runner)
     if cancelled:
         return State(CANCELLED, "by `fulcrum slurm cancel`")
+    if runner:
+        return by_record(summary, RUNNING)
     said = lines_since(submission.folder / "output.log", 0)
     errors = [line for line in said if line.startswith("error: ")]
-    if errors and not summary:  # the runner could not even begin
+    if errors and not begun:
         return State(FAILED, errors[0].removeprefix("error: "))
     return by_record(summary, LOST, f"its runner on this machine is gone: {said[-1] if said else 'it said nothing'}")
 

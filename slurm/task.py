@@ -26,6 +26,7 @@ from data.records import (
 from optim.plan import plan_of
 
 OUT_OF_MEMORY = "out of memory"
+NOISE = ("_step_signal: Terminating", "Job step aborted", "Force Terminated")  # srun's, after what it is about
 MEMORY_WORDS = ("oom-kill", "oom_kill", "out of memory", "outofmemoryerror", "cannot allocate memory")
 
 
@@ -55,7 +56,7 @@ def judge(folder: Path, code: int, log_start: int) -> tuple[str, str]:
     fresh = path.exists() and path.stat().st_mtime_ns > begin.stat().st_mtime_ns
     summary = read_json(path) if fresh else {}
     status, reason = summary.get("status"), str(summary.get("stop_reason", ""))
-    said = lines_since(folder / "output.log", log_start)
+    said = [line for line in lines_since(folder / "output.log", log_start) if not any(word in line for word in NOISE)]
     if code == LOCKED_EXIT:
         return FAILED, said[-1] if said else "another process writes this run"
     if status in (COMPLETED, DIVERGED, PREEMPTED):
