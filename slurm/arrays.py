@@ -149,7 +149,7 @@ class Handover:
             "OMP_NUM_THREADS": str(threads),
             "HF_HUB_OFFLINE": "1",  # compute nodes never download
             "HF_DATASETS_OFFLINE": "1",
-            **({"PYTHONPATH": str(self.code)} if self.code else {}),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(self.code or ""), os.environ.get("PYTHONPATH")])),
         }
         exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in environment.items())
         (submission.folder / "environment.sh").write_text(f"{exports}{slurm.setup}\n")

@@ -67,12 +67,14 @@ def check(options: Sequence[str]) -> str | None:
     tested = _sbatch("--test-only", *options, str(SCRIPT))
     if tested.returncode == 0:
         return None
-    # --test-only refuses as well what only has to wait, because nodes are down or drained
-    held = _sbatch("--parsable", "--hold", f"--comment={COMMENT}check", "--output=/dev/null", *options, str(SCRIPT))
-    if held.returncode:
-        return _words(held.stderr)
-    cancel([_job_id(held.stdout)])
-    return None
+    # --test-only also refuses what only waits for nodes that are away, and sbatch takes some of what can never run
+    later = _sbatch("--parsable", "--begin=now+300days", "--output=/dev/null", *options, str(SCRIPT))
+    if later.returncode:
+        return _words(later.stderr)
+    cancel([_job_id(later.stdout)])
+    usual = {f"up {state}" for state in ("idle", "mixed", "allocated", "completing")}
+    nodes_are_away = set(call("sinfo", "-h", "-o", "%a %T").splitlines()) - usual
+    return None if nodes_are_away else _words(tested.stderr)
 
 
 def sbatch(options: Sequence[str], arguments: Sequence[str], submission: str, lock: IO[str]) -> str:
@@ -93,12 +95,16 @@ def _sbatch(*words: str, lock: IO[str] | None = None) -> "subprocess.CompletedPr
 
 
 def _job_id(answer: str) -> str:
-    return answer.strip().split(";")[0]  # a cluster's name may follow
+    """The line that is a number, perhaps with a cluster's name behind it: some sites greet before it."""
+    found = re.search(r"^(\d+)(;|$)", answer, re.MULTILINE)
+    if not found:
+        raise ValueError(f"sbatch answered {answer.strip()!r} and no job id")
+    return found[1]
 
 
 def queue(users: Collection[str]) -> dict[str, Job]:
     """All jobs of these users that the controller remembers, also ended ones, by id."""
-    wanted = ("-h", "-r", "-t", "all", "-u", ",".join(sorted(users)), "-o", "%F|%K|%T|%r|%k")
+    wanted = ("-h", "-a", "-r", "-t", "all", "-u", ",".join(sorted(users)), "-o", "%F|%K|%T|%r|%k")
     jobs = {}
     for line in call("squeue", *wanted).splitlines():
         if line.count("|") < 4:  # the rest of somebody's comment of several lines

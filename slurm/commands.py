@@ -20,11 +20,11 @@ from rich.text import Text
 
 from conf.errors import user_errors
 from data.files import read_json, read_yaml
-from data.records import COMPLETED, DIVERGED, find_run, latest_row, live_holder
+from data.records import COMPLETED, DIVERGED, find_run, latest_row
 from slurm import background, cluster, manifest
 from slurm.display import branched, console, telling
 from slurm.manifest import DATA, LOCAL, SLURM, Submission
-from slurm.states import ORDER, RUNNING, State, reconcile, states
+from slurm.states import ORDER, RUNNING, State, reconcile, standing, states
 
 COLORS = {RUNNING: "cyan", "pending": "dim", COMPLETED: "green", "not submitted": "dim"}
 
@@ -72,16 +72,6 @@ def main(arguments: Sequence[str]) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- status
-
-
-def standing(sweep: Path) -> dict[str, State]:
-    """How every run stands; what a crash cut off is found again first, unless a submission is under way."""
-    submissions = manifest.read(sweep)
-    if any(s.cut_off for s in submissions) and not live_holder(manifest.jobs_folder(sweep)):
-        with manifest.locked(sweep):
-            reconcile(sweep)
-        submissions = manifest.read(sweep)
-    return states(sweep, [s for s in submissions if not s.void])
 
 
 def show_status(sweep: Path, as_json: bool, every: float | None) -> None:

@@ -22,7 +22,7 @@ from slurm.display import branched, short_labels
 from slurm.dry_run import describe
 from slurm.local import Stop, check_launch, prepare_data, run_points, status_of
 from slurm.manifest import SLURM
-from slurm.states import states
+from slurm.states import standing
 
 
 def launch(overrides: Sequence[Sequence[str]]) -> None:
@@ -50,13 +50,12 @@ def refuse_live(points: Sequence[Point]) -> None:
     """ValueError where another process writes one of these runs, or a job that would waits in Slurm's queue."""
     live = {point.folder: holder for point in points if (holder := live_holder(point.folder))}
     for sweep in {point.folder.parent for point in points} if shutil.which("squeue") else ():
-        submissions = [s for s in manifest.read(sweep) if not s.void]
-        in_slurm = {run_id for s in submissions if s.kind == SLURM for run_id in s.run_ids}
-        if in_slurm & {point.run_id for point in points}:
-            found = states(sweep, submissions, [point.run_id for point in points])
-            for point in points:
-                if point.folder.parent == sweep and point.run_id in in_slurm and found[point.run_id].live:
-                    live.setdefault(point.folder, f"job {found[point.run_id].job}")
+        in_slurm = {run_id for s in manifest.read(sweep) if s.kind == SLURM and not s.void for run_id in s.run_ids}
+        waiting = [point for point in points if point.folder.parent == sweep and point.run_id in in_slurm]
+        found = standing(sweep) if waiting else {}
+        for point in waiting:
+            if found[point.run_id].live:
+                live.setdefault(point.folder, f"job {found[point.run_id].job}")
     if live:
         lines = "\n".join(f"  {folder} by {holder}" for folder, holder in live.items())
         raise ValueError(

@@ -115,19 +115,14 @@ def asked(point: Point) -> Slurm:
     ValueError where its processes do not fit the nodes.
     """
     fields = {key: value for key, value in point.config["slurm"].items() if key not in ("_target_", "rules")}
-    devices, plan = point.config["launch"]["devices"], point.plan
-    speed, _ = speed_of(point)
-    tokens = plan.final_tokens - plan.start_tokens
-    quantities = {
-        "N": point.shape.N,
-        "N_total": point.shape.N_total,
-        "tokens": tokens,
-        "flops": point.flops,
-        "devices": devices,
-        "hours": tokens / speed / 3600 if speed else None,
-    }
-    for rule in point.config["slurm"].get("rules", []):
-        conditions = _conditions(rule["when"])
+    devices = point.config["launch"]["devices"]
+    rules = [(_conditions(rule["when"]), rule) for rule in point.config["slurm"].get("rules", [])]
+    need_hours = any(name == "hours" for conditions, _ in rules for name, _, _ in conditions)
+    timed = any(node.get("time_per_hour") for node in (fields, *(rule for _, rule in rules)))
+    hours = hours_of(point) if need_hours or timed else None  # it reads the records of the experiment
+    quantities = {"N": point.shape.N, "N_total": point.shape.N_total, "devices": devices, "hours": hours}
+    quantities |= {"tokens": point.plan.final_tokens - point.plan.start_tokens, "flops": point.flops}
+    for conditions, rule in rules:
         if any(quantities[name] is None for name, _, _ in conditions):
             raise ValueError(
                 f"slurm.rules: `when: {rule['when']}`: the hours of this point are not known. Give "
@@ -138,13 +133,19 @@ def asked(point: Point) -> Slurm:
     slurm = Slurm(**fields)
     even = devices % slurm.nodes == 0
     _check(even, "nodes", slurm.nodes, f"launch.devices={devices} does not spread evenly over so many")
-    if slurm.time_per_hour and quantities["hours"] is not None:
-        minutes = math.ceil(60 * slurm.time_per_hour * quantities["hours"]) + START_MINUTES
+    if slurm.time_per_hour and hours is not None:
+        minutes = math.ceil(60 * slurm.time_per_hour * hours) + START_MINUTES
         limit = _minutes(str(slurm.time)) if slurm.time else None
         if limit is None or minutes < limit:
             slurm = dataclasses.replace(slurm, time=str(minutes))
     cpus = slurm.cpus_per_task or point.config["launch"]["threads"] or 1
     return dataclasses.replace(slurm, cpus_per_task=cpus)
+
+
+def hours_of(point: Point) -> float | None:
+    """Hours that the plan expects; None where the speed is not known."""
+    speed, _ = speed_of(point)
+    return (point.plan.final_tokens - point.plan.start_tokens) / speed / 3600 if speed else None
 
 
 def options(slurm: Slurm, devices: int) -> list[str]:

@@ -68,6 +68,16 @@ def reconcile(sweep: Path) -> list[Submission]:
     return [submission for submission in submissions if not submission.void]
 
 
+def standing(sweep: Path) -> dict[str, State]:
+    """How every run stands; what a crash cut off is found again first, unless a submission is under way."""
+    submissions = manifest.read(sweep)
+    if any(s.cut_off for s in submissions) and not live_holder(manifest.jobs_folder(sweep)):
+        with manifest.locked(sweep):
+            reconcile(sweep)
+        submissions = manifest.read(sweep)
+    return states(sweep, [s for s in submissions if not s.void])
+
+
 def states(sweep: Path, submissions: Sequence[Submission], asked: Sequence[str] = ()) -> dict[str, State]:
     """How every run stands that was ever asked for, or is `asked` for now."""
     latest = {run_id: s for s in submissions if s.kind != DATA for run_id in s.run_ids}
@@ -90,7 +100,8 @@ def states(sweep: Path, submissions: Sequence[Submission], asked: Sequence[str] 
         elif submission.kind == LOCAL:
             state = local_state(folder, summary, submission)
         else:
-            state = slurm_state(folder, summary, submission, jobs.get(submission.task(run_id)))
+            whole = jobs.get(str(submission.job))  # an array that was cancelled before any of it began is one job
+            state = slurm_state(folder, summary, submission, jobs.get(submission.task(run_id)) or whole)
         found[run_id] = state
     return with_parents(sweep, found)
 
@@ -117,7 +128,9 @@ def slurm_state(folder: Path, summary: dict[str, Any], submission: Submission, j
         said = lines_since(submission.folder.with_name(submission.data) / "data.out", 0)
         errors = [line for line in said if line.startswith("error: ")] or said[-1:] or ["no word of it"]
         return State(FAILED, f"its data could not be prepared: {errors[0].removeprefix('error: ')}", name)
-    if kind in (CANCELLED, TIMED_OUT) or (kind and kind != FAILED and not end):
+    if kind == TIMED_OUT and end:
+        return State(kind, f"{_slurms_words(job)}; {end['reason']}", name)
+    if kind == CANCELLED or (kind and kind != FAILED and not end):
         return State(str(kind), _slurms_words(job), name)
     if end:
         return State(end["status"], end["reason"], name)

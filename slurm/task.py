@@ -71,14 +71,19 @@ def judge(folder: Path, code: int, log_start: int) -> tuple[str, str]:
 
 
 def why_not_again(folder: Path, restarts: int, max_restarts: int) -> str | None:
-    """Why a run that was asked to stop is not requeued; None where it is. A single step is no progress."""
+    """Why a run that was asked to stop is not requeued; None where it is.
+
+    Two lives in a row that made no progress are enough: one may have been stopped while it started, by another's job. A
+    single step is no progress, as the loop makes that one before it hears a signal from before.
+    """
     lives: list[dict[str, Any]] = read_lines(folder / "lives.jsonl")
-    started, kept = lives[-1]["tokens_start"], checkpoints(folder)
     plan = plan_of(read_yaml(folder / "config.yaml"))
-    # the loop hears a signal within a step: a life that was asked to stop before its first makes that one
-    one_step = plan.at(started).batch_size * plan.sequence_length
-    if not kept or kept[-1] <= started + one_step:
-        return f"not requeued: this life made no progress past {started} tokens; give it more slurm.time or slurm.grace"
+    starts = [life["tokens_start"] for life in lives[-2:]]
+    ends = [*starts[1:], max(checkpoints(folder), default=0)]
+    moved = [b - a > plan.at(a).batch_size * plan.sequence_length for a, b in zip(starts, ends, strict=True)]
+    if len(moved) == 2 and not any(moved):
+        why = f"two lives made no progress past {starts[0]} tokens"
+        return f"not requeued: {why}; give it more slurm.time or slurm.grace"
     if restarts >= max_restarts:
         return f"not requeued: slurm.max_restarts={max_restarts} is reached"
     return None

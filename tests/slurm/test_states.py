@@ -78,10 +78,9 @@ def test_the_scripts_word_says_more_than_slurms(told):
     assert told("FAILED", BEGUN, memory) == ("out of memory", memory["reason"])
     assert told("OUT_OF_MEMORY", BEGUN, memory) == ("out of memory", memory["reason"])
     assert told("NODE_FAIL", BEGUN, FAILED) == ("failed", FAILED["reason"])
-    assert told("TIMEOUT", BEGUN, PREEMPTED | {"reason": "not requeued: no progress"}) == (
-        "preempted",
-        "not requeued: no progress",
-    )
+    slow = PREEMPTED | {"reason": "not requeued: no progress"}
+    assert told("FAILED", BEGUN, slow) == ("preempted", "not requeued: no progress")
+    assert told("TIMEOUT", BEGUN, slow) == ("timed out", "Slurm: TIMEOUT; not requeued: no progress"), "both know"
 
 
 def test_a_job_that_was_cancelled_by_hand_is_cancelled_even_where_its_script_ended_well(told):
@@ -166,6 +165,8 @@ def test_a_runner_that_could_not_begin_gives_its_error_as_the_reason(tmp_path, l
     (local.folder / "output.log").write_text("error: paths=x matches no file\nerror: the data could not be prepared\n")
     assert local_state(tmp_path / RUN, {}, local) == State("failed", "paths=x matches no file")
     ended = {"status": "preempted", "stop_reason": "SIGTERM"}
+    assert local_state(tmp_path / RUN, ended, local).kind == "failed", "what an earlier life said is not about this one"
+    append_line(tmp_path / RUN / "lives.jsonl", {"started": "2026-01-01T00:00:09+0000"})
     assert local_state(tmp_path / RUN, ended, local) == State("preempted", "SIGTERM")
 
 

@@ -131,23 +131,32 @@ def test_a_life_that_made_progress_may_go_on_until_the_restarts_are_used_up(run)
     assert "max_restarts=0" in str(why_not_again(run, 0, 0))
 
 
-def test_a_life_without_a_checkpoint_past_its_start_does_not_go_on(run):
-    append_line(run / "lives.jsonl", {"tokens_start": 1280, "tokens_end": None, "exit": None})
-    assert "made no progress past 1280 tokens; give it more slurm.time or slurm.grace" in str(why_not_again(run, 1, 50))
-    checkpoint(run, 1920)
+def test_two_lives_without_a_checkpoint_past_their_start_are_enough(run):
+    """One may have been stopped while it started, by somebody else's job."""
+    append_line(run / "lives.jsonl", {"tokens_start": 1280, "tokens_end": None, "exit": "preempted"})
     assert why_not_again(run, 1, 50) is None
+    append_line(run / "lives.jsonl", {"tokens_start": 1280, "tokens_end": None, "exit": None})
+    why = str(why_not_again(run, 2, 50))
+    assert "two lives made no progress past 1280 tokens; give it more slurm.time or slurm.grace" in why
+    checkpoint(run, 1920)
+    assert why_not_again(run, 2, 50) is None
 
 
 def test_a_single_step_is_no_progress(run):
     """The loop hears a signal at the end of a step: a life that had no time makes one."""
-    append_line(run / "lives.jsonl", {"tokens_start": 1280, "tokens_end": None, "exit": None})
-    checkpoint(run, 1280 + 192)
-    assert "made no progress past 1280 tokens" in str(why_not_again(run, 1, 50))
+    for start in (1280, 1280 + 192):
+        append_line(run / "lives.jsonl", {"tokens_start": start, "tokens_end": None, "exit": None})
     checkpoint(run, 1280 + 2 * 192)
+    assert "two lives made no progress past 1280 tokens" in str(why_not_again(run, 1, 50))
+    checkpoint(run, 1280 + 3 * 192)
     assert why_not_again(run, 1, 50) is None
 
 
-def test_a_first_life_without_any_checkpoint_does_not_go_on(begun):
+def test_a_second_life_without_any_checkpoint_does_not_go_on(begun):
+    append_line(begun / "lives.jsonl", {"tokens_start": 0, "tokens_end": None, "exit": None})
+    ends(begun, "preempted", "SIGUSR1")
+    assert main(begun, 85, 50, ENVIRONMENT) == PREEMPTED_EXIT, "it may have been stopped while it started"
+    append_line(begun / "jobs.jsonl", {"job": "12_3", "restart": 1, "log_start": 0})
     append_line(begun / "lives.jsonl", {"tokens_start": 0, "tokens_end": None, "exit": None})
     ends(begun, "preempted", "SIGUSR1")
     assert main(begun, 85, 50, ENVIRONMENT) == 0
