@@ -116,19 +116,32 @@ def queue(users: Collection[str]) -> dict[str, Job]:
 
 
 def accounted(jobs: Sequence[str]) -> dict[str, Job] | None:
-    """What the accounting knows of these jobs (arrays whole, by their id), by id; None where there is no accounting."""
+    """What the accounting knows of these jobs (arrays whole, by their id), by id; None where there is none just now."""
     if not jobs:
         return {}
     try:
-        wanted = ("sacct", "-a", "-X", "-n", "-P", "-D", "--array", "-j", ",".join(jobs), "-o", "JobID,State,Reason")
-        lines = call(*wanted).splitlines()
-    except ValueError:  # disabled, not installed, or its database is down
-        return None
+        lines = call(
+            "sacct", "-a", "-X", "-n", "-P", "-D", "-j", ",".join(jobs), "-o", "JobID,State,Reason"
+        ).splitlines()
+    except ValueError as error:
+        if re.search("disabled|not on the path|onnect|contact", str(error)):  # or its database is down
+            return None
+        raise
     found = {}
     for line in lines:
-        name, state, reason = line.split("|", 2)
-        found[name] = Job(name, state.split()[0], "" if reason == "None" else reason)  # "CANCELLED by 0"
+        tasks, state, reason = line.split("|", 2)
+        for name in _tasks(tasks):
+            found[name] = Job(name, state.split()[0], "" if reason == "None" else reason)  # "CANCELLED by 0"
     return found
+
+
+def _tasks(name: str) -> list[str]:
+    """`7_[0,2-3%2]`, tasks that never began, as 7_0, 7_2 and 7_3; any other name as it is."""
+    array = re.fullmatch(r"(\d+)_\[([\d,-]+)(?:%\d+)?\]", name)
+    if not array:
+        return [name]
+    ranges = [part.partition("-") for part in array[2].split(",")]
+    return [f"{array[1]}_{k}" for first, _, last in ranges for k in range(int(first), int(last or first) + 1)]
 
 
 def cancel(jobs: Sequence[str]) -> None:
