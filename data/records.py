@@ -36,7 +36,6 @@ PREEMPTED_EXIT = 85  # exit code of a run or sweep that was asked to stop and ca
 LOCKED_EXIT = 75  # exit code of a worker that found its run being written by another process
 
 
-
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The logged steps of one run; refuses tokens that do not increase."""
     rows = read_lines(path)

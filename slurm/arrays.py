@@ -125,7 +125,7 @@ class Handover:
 
     def submit_arrays(self, group: Group, parent: str | None) -> None:
         """As large as Slurm takes; where only `slurm.parallel` may run at once, each waits for the one before."""
-        size, before = cluster.largest_array(), None
+        size, before = min(cluster.largest_array(), group.slurm.array_size or cluster.largest_array()), None
         for start in range(0, len(group.points), size):
             chunk = group.points[start : start + size]
             array = self.begin(SLURM, chunk, group.slurm, group.threads)
@@ -141,9 +141,8 @@ class Handover:
 
     def begin(self, kind: str, points: Sequence[Point], slurm: Slurm, threads: int) -> Submission:
         """Notes a submission and writes what its jobs read."""
-        submission = manifest.begin(
-            self.sweep, kind, [point.run_id for point in points], code_version(), self.data.id if self.data else None
-        )
+        run_ids, data = [point.run_id for point in points], self.data.id if self.data else None
+        submission = manifest.begin(self.sweep, kind, run_ids, code_version(), data, cluster.name())
         environment = {
             "PYTHONSAFEPATH": "1",  # a user's own data/ or train.py must not shadow ours
             "OMP_NUM_THREADS": str(threads),

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -49,16 +50,27 @@ def call(*command: str) -> str:
     return done.stdout
 
 
-def largest_array() -> int:
-    """Tasks that an array may have here (MaxArraySize). ValueError with the way out where there is no Slurm."""
+@cache
+def settings() -> str:
+    """Slurm's own. ValueError with the way out where there is no Slurm."""
     out = "Submit where it is, or take slurm=local to train on this machine in the background."
     if not shutil.which("sbatch"):
         raise ValueError(f"there is no Slurm here: sbatch is not on the path. {out}")
     try:
-        settings = call("scontrol", "show", "config")
+        return call("scontrol", "show", "config")
     except ValueError as error:
         raise ValueError(f"Slurm cannot be reached here ({error}). {out}") from None
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", settings, re.MULTILINE)
+
+
+def name() -> str:
+    """Of this cluster."""
+    found = re.search(r"^ClusterName\s*=\s*(\S+)", settings(), re.MULTILINE)
+    return found[1] if found else "?"
+
+
+def largest_array() -> int:
+    """Tasks that an array may have here (MaxArraySize)."""
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", settings(), re.MULTILINE)
     return int(found[1]) if found else 1000
 
 

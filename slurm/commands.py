@@ -4,6 +4,7 @@
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -83,13 +84,16 @@ def show_status(sweep: Path, as_json: bool, every: float | None) -> None:
     elif every is None:
         screen.print(table(sweep, standing(sweep)))
     else:
-        with Live(console=screen, auto_refresh=False) as live:
-            while True:
-                found = standing(sweep)
-                live.update(table(sweep, found), refresh=True)
-                if not any(state.live for state in found.values()):
-                    return
-                time.sleep(every)
+        with contextlib.suppress(KeyboardInterrupt), Live(console=screen, auto_refresh=False) as live:
+            over = False
+            while not over:
+                try:
+                    found = standing(sweep)
+                    live.update(table(sweep, found), refresh=True)
+                    over = not any(state.live for state in found.values())
+                except ValueError as error:  # a controller that restarts will answer again
+                    live.update(Text(str(error)), refresh=True)
+                time.sleep(0 if over else every)
 
 
 def described(sweep: Path, found: Mapping[str, State]) -> dict[str, Any]:

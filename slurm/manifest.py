@@ -51,6 +51,8 @@ class Submission:
     """Slurm's id; None of a local runner, and until sbatch has answered"""
     data: str | None = None
     """the submission that prepares its data first"""
+    cluster: str | None = None
+    """Slurm's name of where it was submitted"""
     void: bool = False
     """it never reached Slurm"""
     cancelled: set[str] = field(default_factory=set)
@@ -99,7 +101,9 @@ def note(sweep: Path, event: Mapping[str, Any]) -> None:
     append_line(path, event)
 
 
-def begin(sweep: Path, kind: str, run_ids: Sequence[str], code: str, data: str | None = None) -> Submission:
+def begin(
+    sweep: Path, kind: str, run_ids: Sequence[str], code: str, data: str | None = None, cluster: str | None = None
+) -> Submission:
     """Notes a submission that is about to be handed over, and makes its folder."""
     name = uuid.uuid4().hex[:12]
     (jobs_folder(sweep) / name).mkdir(parents=True)
@@ -112,6 +116,7 @@ def begin(sweep: Path, kind: str, run_ids: Sequence[str], code: str, data: str |
         "cwd": os.getcwd(),
         "user": user,
         "data": data,
+        "cluster": cluster,
     }
     note(sweep, {"submission": name, **fields})
     return Submission(name, folder=jobs_folder(sweep) / name, **fields)
@@ -130,7 +135,7 @@ def read(sweep: Path) -> list[Submission]:
     for event in events:
         name = event["submission"]
         if "kind" in event:
-            fields = {key: event[key] for key in ("kind", "run_ids", "at", "code", "cwd", "user", "data")}
+            fields = {key: event[key] for key in ("kind", "run_ids", "at", "code", "cwd", "user", "data", "cluster")}
             found[name] = Submission(name, **fields, folder=jobs_folder(sweep) / name)
         found[name].job = event.get("job", found[name].job)
         found[name].void |= event.get("void", False)

@@ -21,7 +21,7 @@ from slurm.dry_run import speed_of
 
 # what the submission itself says; a word of slurm.sbatch that says it again would break what we promise
 RESERVED = (
-    "array", "chdir", "comment", "cpus-per-task", "dependency", "error", "kill-on-invalid-dep", "ntasks",
+    "array", "chdir", "clusters", "comment", "cpus-per-task", "dependency", "error", "kill-on-invalid-dep", "ntasks",
     "ntasks-per-node", "no-requeue", "open-mode", "output", "parsable", "requeue", "signal", "test-only", "wait",
     "wrap",
 )  # fmt: skip
@@ -55,6 +55,8 @@ class Slurm:
     """seconds before the time limit at which a point is asked to checkpoint; then it is requeued"""
     parallel: int | None = None
     """tasks of an array that run at once; null: as many as Slurm lets"""
+    array_size: int | None = None
+    """tasks of an array at most, where the cluster limits how many jobs may be submitted; null: its MaxArraySize"""
     max_restarts: int = 50
     """how often a point is requeued, by us or by Slurm, before it is left for `fulcrum slurm resubmit`"""
     prefix: list[str] = field(default_factory=list)
@@ -71,7 +73,7 @@ class Slurm:
     """fields that differ for some points, later rules win: [{when: N >= 3e8 and hours > 12, nodes: 2}]"""
 
     def __post_init__(self) -> None:
-        for key in ("nodes", "cpus_per_task", "parallel"):
+        for key in ("nodes", "cpus_per_task", "parallel", "array_size"):
             value = getattr(self, key)
             _check(value is None or value >= 1, key, value, "use at least 1")
         for key in ("grace", "max_restarts"):
@@ -168,8 +170,8 @@ def options(slurm: Slurm, devices: int) -> list[str]:
 
 
 def for_data(slurm: Slurm) -> Slurm:
-    """What the job that prepares data asks for: one process, no GPU, and what slurm.prepare says."""
-    fields = {"nodes": 1, "gres": None, **slurm.prepare, "prepare": {}}
+    """What the job that prepares data asks for: one process, no GPU, no further options, but for slurm.prepare."""
+    fields = {"nodes": 1, "gres": None, "sbatch": [], **slurm.prepare, "prepare": {}}
     return dataclasses.replace(slurm, **fields)
 
 

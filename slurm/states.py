@@ -6,7 +6,7 @@ A record that says `completed` or `diverged` is believed. Whatever else it says 
 asked whether there is another; where Slurm has forgotten a job and nothing noted its end, the run is lost.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ def reconcile(sweep: Path) -> list[Submission]:
     submissions = manifest.read(sweep)
     open_ones = [submission for submission in submissions if submission.cut_off]
     if open_ones:
+        refuse_elsewhere(open_ones)
         known = {job.comment: job.id.split("_")[0] for job in cluster.queue({s.user for s in open_ones}).values()}
         for submission in open_ones:
             # the job's own trace serves when the queue has forgotten it
@@ -66,6 +67,15 @@ def reconcile(sweep: Path) -> list[Submission]:
             manifest.note(sweep, {"submission": submission.id, **event})
         submissions = manifest.read(sweep)
     return [submission for submission in submissions if not submission.void]
+
+
+def refuse_elsewhere(submissions: Collection[Submission]) -> None:
+    """ValueError where another cluster has these jobs: this one knows other jobs by their numbers."""
+    others = {s.cluster for s in submissions} - {cluster.name()} if submissions else set()
+    if others:
+        raise ValueError(
+            f"these runs were submitted to cluster {others.pop()}, and this is {cluster.name()}: ask there."
+        )
 
 
 def standing(sweep: Path) -> dict[str, State]:
@@ -84,26 +94,31 @@ def states(sweep: Path, submissions: Sequence[Submission], asked: Sequence[str] 
     summaries = {run_id: summary_of(sweep / run_id) for run_id in [*manifest.run_ids(sweep), *asked]}
     ended = {run_id for run_id, summary in summaries.items() if summary.get("status") in (COMPLETED, DIVERGED)}
     arrays = {s.job: s for run_id, s in latest.items() if s.kind == SLURM and s.job and run_id not in ended}
+    refuse_elsewhere(arrays.values())
     jobs = cluster.queue({s.user for s in arrays.values()}) if arrays else {}
     forgotten = [job for job, s in arrays.items() if not all(s.task(r) in jobs for r in s.run_ids if r not in ended)]
     jobs = (cluster.accounted(forgotten) or {}) | jobs
     found = {}
     for run_id, summary in summaries.items():
-        submission, folder = latest.get(run_id), sweep / run_id
-        if run_id in ended:
-            state = State(summary["status"], str(summary.get("stop_reason", "")))
-        elif submission is None:
-            holder = live_holder(folder)
-            state = State(RUNNING, job=holder) if holder else by_record(summary, NOT_SUBMITTED)
-        elif submission.kind == SLURM and submission.job is None:
-            state = State(PENDING, "is being submitted")
-        elif submission.kind == LOCAL:
-            state = local_state(folder, summary, submission)
-        else:
-            whole = jobs.get(str(submission.job))  # an array that was cancelled before any of it began is one job
-            state = slurm_state(folder, summary, submission, jobs.get(submission.task(run_id)) or whole)
-        found[run_id] = state
+        try:
+            found[run_id] = state_of(sweep / run_id, summary, latest.get(run_id), jobs)
+        except ValueError as error:  # a damaged record: the others go on
+            found[run_id] = State(FAILED, str(error))
     return with_parents(sweep, found)
+
+
+def state_of(folder: Path, summary: dict[str, Any], submission: Submission | None, jobs: Mapping[str, Job]) -> State:
+    if summary.get("status") in (COMPLETED, DIVERGED):
+        return State(summary["status"], str(summary.get("stop_reason", "")))
+    if submission is None:
+        holder = live_holder(folder)
+        return State(RUNNING, job=holder) if holder else by_record(summary, NOT_SUBMITTED)
+    if submission.kind == LOCAL:
+        return local_state(folder, summary, submission)
+    if submission.job is None:
+        return State(PENDING, "is being submitted")
+    whole = jobs.get(submission.job)  # an array that was cancelled before any of it began is one job
+    return slurm_state(folder, summary, submission, jobs.get(submission.task(folder.name)) or whole)
 
 
 def summary_of(folder: Path) -> dict[str, Any]:
@@ -116,18 +131,22 @@ def summary_of(folder: Path) -> dict[str, Any]:
 
 def slurm_state(folder: Path, summary: dict[str, Any], submission: Submission, job: Job | None) -> State:
     name, run_id = submission.task(folder.name), folder.name
+    if job and job.live and job.state != "COMPLETING":
+        return State(PENDING if job.pending else RUNNING, job.reason if job.pending else "", name)
     noted = [row for row in read_lines(folder / "jobs.jsonl") if row["job"] == name]
     end = noted[-1] if noted and "status" in noted[-1] and not noted[-1]["requeued"] else None
-    over = job and job.state == "COMPLETING" and end and end["status"] != PREEMPTED  # by scancel: Slurm will say so
-    if job and job.live and not over:
-        return State(PENDING if job.pending else RUNNING, job.reason if job.pending else "", name)
+    if job and job.live and not (end and end["status"] != PREEMPTED):  # by scancel: Slurm will say so
+        return State(RUNNING, "", name)
     if run_id in submission.cancelled:
         return State(CANCELLED, "by `fulcrum slurm cancel`", name)
     kind = SLURM_ENDS.get(job.state, FAILED) if job else None
-    if kind == CANCELLED and submission.data and not noted:  # it never began
+    if kind in (CANCELLED, None) and submission.data and not noted:  # it never began
         said = lines_since(submission.folder.with_name(submission.data) / "data.out", 0)
-        errors = [line for line in said if line.startswith("error: ")] or said[-1:] or ["no word of it"]
-        return State(FAILED, f"its data could not be prepared: {errors[0].removeprefix('error: ')}", name)
+        errors = [
+            line for line in said if line.startswith("error: ") or any(word in line.lower() for word in MEMORY_WORDS)
+        ]
+        if errors:
+            return State(FAILED, f"its data could not be prepared: {errors[0].removeprefix('error: ')}", name)
     if kind == TIMED_OUT and end:
         return State(kind, f"{_slurms_words(job)}; {end['reason']}", name)
     if kind == CANCELLED or (kind and kind != FAILED and not end):
@@ -176,10 +195,17 @@ def with_parents(sweep: Path, found: dict[str, State]) -> dict[str, State]:
     """The states with the reason of branches that cannot start: their parent did not get there."""
     told = dict(found)
     for run_id, state in found.items():
-        if state.finished or state.kind == RUNNING:
-            continue
-        parent = (read_yaml(sweep / run_id / "config.yaml").get("parent") or {}).get("run_id")
-        above = found.get(parent) if parent else None
-        if above and not above.live and above.kind != COMPLETED:
-            told[run_id] = State(state.kind, f"its parent {parent} is {above.kind}: {above.reason}", state.job)
+        if state.kind in (PENDING, CANCELLED, LOST, NOT_SUBMITTED):
+            parent = parent_of(sweep / run_id)
+            above = found.get(parent) if parent else None
+            if above and not above.live and above.kind != COMPLETED:
+                told[run_id] = State(state.kind, f"its parent {parent} is {above.kind}: {above.reason}", state.job)
     return told
+
+
+def parent_of(folder: Path) -> str | None:
+    """The run_id of a branch's parent. A damaged configuration tells none: resubmitting it will say so."""
+    try:
+        return (read_yaml(folder / "config.yaml").get("parent") or {}).get("run_id")
+    except ValueError:
+        return None

@@ -22,6 +22,7 @@ from slurm.display import console
 from slurm.dry_run import describe
 from slurm.local import check_launch, forget_divergence
 from slurm.manifest import DATA, LOCAL
+from slurm.resources import asked, for_data, options
 from slurm.snapshot import snapshot
 from slurm.states import NOT_SUBMITTED, RUNNING, State, reconcile, states
 
@@ -77,7 +78,7 @@ def resubmit(sweep: Path, changes: Mapping[str, Any], wanted: Sequence[str]) -> 
         if not chosen:
             console.print("every point is finished or under way: nothing was submitted")
             return
-        if submissions:  # paths in the configurations may be relative to where they were submitted
+        if submissions and Path(submissions[-1].cwd).is_dir():  # relative paths mean what they meant there
             os.chdir(submissions[-1].cwd)
         latest = {run_id: s.kind for s in submissions if s.kind != DATA for run_id in s.run_ids}
         if all(latest.get(run_id) == LOCAL for run_id in chosen):  # this machine trained them: it does again
@@ -92,7 +93,7 @@ def require(points: Sequence[Point]) -> None:
     if is_local(points):
         check_launch(points)
     else:
-        cluster.largest_array()
+        cluster.settings()
 
 
 def is_local(points: Sequence[Point]) -> bool:
@@ -133,15 +134,17 @@ def hand_over(sweep: Path, points: Sequence[Point], found: Mapping[str, State], 
         background.start(sweep, points)
         console.print(f"{plural(len(points))} in the background of this machine", markup=False)
         return
-    refused = []
-    for group in groups_of(points):
-        if said := cluster.check(group.options):
-            refused.append(f"  {plural(len(group.points))}: sbatch {shlex.join(group.options)}\n    {said}")
-    if refused:
-        raise ValueError("Slurm refuses these resources; nothing was submitted.\n" + "\n".join(refused))
+    asks = [(group.options, plural(len(group.points))) for group in groups_of(points)]
     for point in points:  # as it is on this machine: a job may have another $FULCRUM_CACHE, or none
         point.config["launch"]["cache"] = str(cache_folder(point.config["launch"]["cache"]).absolute())
     requests = unprepared(points)
+    if requests:
+        asks.append((options(for_data(asked(points[0])), 1), "the preparation of data"))
+    refused = [
+        f"  {what}: sbatch {shlex.join(words)}\n    {said}" for words, what in asks if (said := cluster.check(words))
+    ]
+    if refused:
+        raise ValueError("Slurm refuses these resources; nothing was submitted.\n" + "\n".join(refused))
     data = [Path(point.config["launch"]["cache"]) for point in points]
     code = snapshot(manifest.jobs_folder(sweep) / "code", leave_out=[sweep.parent, *data])
     manifest.record_points(points)

@@ -1,7 +1,10 @@
-"""The end of a life on a compute node: `python -m slurm.task <run folder> <srun's exit code> <max_restarts>`.
+"""Begin and end of a life on a compute node, as run.sbatch tells them; no torch.
 
-run.sbatch calls it when the run's processes are gone. It appends a line to the run's jobs.jsonl, writes the summary of
-a run that was killed before it could, and exits with 85 where the run is to be requeued. No torch.
+    python -m slurm.task begin <run folder>
+    python -m slurm.task end <run folder> <srun's exit code> <max_restarts>
+
+Each appends a line to the run's jobs.jsonl. The end also writes the summary of a run that was killed before it could,
+and exits with 85 where the run is to be requeued.
 """
 
 import os
@@ -30,9 +33,26 @@ NOISE = ("_step_signal: Terminating", "Job step aborted", "Force Terminated")  #
 MEMORY_WORDS = ("oom-kill", "oom_kill", "out of memory", "outofmemoryerror", "cannot allocate memory")
 
 
-def main(folder: Path, code: int, max_restarts: int, environment: Mapping[str, str]) -> int:
-    task = f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
-    restarts = int(environment.get("SLURM_RESTART_COUNT", 0))
+def begin(folder: Path, environment: Mapping[str, str]) -> None:
+    log = folder / "output.log"
+    life = {
+        "job": task_of(environment),
+        "restart": int(environment.get("SLURM_RESTART_COUNT", 0)),
+        "node": environment.get("SLURMD_NODENAME"),
+        "log_start": log.stat().st_size if log.exists() else 0,
+        "at": time.strftime("%FT%T%z"),
+    }
+    append_line(folder / "jobs.jsonl", life)
+
+
+def task_of(environment: Mapping[str, str]) -> str:
+    """As Slurm names it: 12_3."""
+    return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+
+
+def end(folder: Path, code: int, max_restarts: int, environment: Mapping[str, str]) -> int:
+    """The exit code: 85 where the run is to be requeued."""
+    task, restarts = task_of(environment), int(environment.get("SLURM_RESTART_COUNT", 0))
     began = [row for row in read_lines(folder / "jobs.jsonl") if row["job"] == task][-1]
     status, reason = judge(folder, code, began["log_start"])
     requeue = False
@@ -100,4 +120,7 @@ def lines_since(log: Path, start: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), os.environ))
+    if sys.argv[1] == "begin":
+        begin(Path(sys.argv[2]), os.environ)
+    else:
+        sys.exit(end(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), os.environ))

@@ -183,7 +183,7 @@ FIELDS = [
     ({"prefix": "apptainer exec"}, "slurm.prefix=apptainer exec: use a list of words"),
     ({"sbatch": ["--a\n--b"]}, "use a list of words"),
     ({"sbatch": ["exclusive"]}, "slurm.sbatch=exclusive: give --name=value"),
-    ({"prepare": {"cores": 4}}, "slurm.prepare.cores=4: a field is one of account, cpus_per_task, "),
+    ({"prepare": {"cores": 4}}, "slurm.prepare.cores=4: a field is one of account, array_size, "),
     ({"prepare": {"when": "N > 1"}}, "slurm.prepare.when=N > 1: a field is one of "),
     ({"prepare": {"nodes": 0}}, "slurm.nodes=0: use at least 1"),
     ({"rules": [{"when": "N > 1", "memory": "1G"}]}, "slurm.rules[0].memory=1G: a field is one of account, "),

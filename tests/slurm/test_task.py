@@ -10,7 +10,7 @@ import pytest
 from conf.points import expand
 from data.files import append_line, read_json, read_lines, write_json
 from slurm import manifest
-from slurm.task import judge, main, why_not_again
+from slurm.task import begin, end, judge, why_not_again
 
 ENVIRONMENT = {"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3", "SLURM_RESTART_COUNT": "0"}
 KILLED_BY_MEMORY = "slurmstepd: error: Detected 1 oom_kill event in StepId=12.0. Some of the step tasks have been OOM"
@@ -22,7 +22,7 @@ def begun(tiny, hydra_conf) -> Path:
     (point,) = expand([tiny])
     point.folder.mkdir(parents=True)
     manifest.write_config(point.folder, point.config)
-    begin(point.folder, 0)
+    begins(point.folder, 0)
     return point.folder
 
 
@@ -34,16 +34,14 @@ def run(begun: Path) -> Path:
     return begun
 
 
-def begin(folder: Path, restart: int) -> int:
+def begins(folder: Path, restart: int) -> int:
     """What run.sbatch does before it starts the processes; where the life begins in the log."""
-    log = folder / "output.log"
-    log_start = log.stat().st_size if log.exists() else 0
-    append_line(folder / "jobs.jsonl", {"job": "12_3", "restart": restart, "node": "n1", "log_start": log_start})
+    begin(folder, ENVIRONMENT | {"SLURM_RESTART_COUNT": str(restart), "SLURMD_NODENAME": "n1"})
     now = time.time()
     os.utime(folder / "jobs.jsonl", (now - 1, now - 1))  # a life takes seconds, a test less than a clock may tell
     if (folder / "summary.json").exists():
         os.utime(folder / "summary.json", (now - 2, now - 2))
-    return log_start
+    return read_lines(folder / "jobs.jsonl")[-1]["log_start"]
 
 
 def checkpoint(folder: Path, tokens: int) -> None:
@@ -102,7 +100,7 @@ def test_a_life_that_memory_ended_is_told_by_sruns_words(run, words):
 
 def test_memory_of_an_earlier_life_says_nothing_of_this_one(run):
     ends(run, printed=f"{KILLED_BY_MEMORY}\n")
-    log_start = begin(run, 1)
+    log_start = begins(run, 1)
     ends(run, printed="step 9\nOSError: the disk is full\n")
     assert judge(run, 1, log_start) == ("failed", "exit code 1: OSError: the disk is full")
 
@@ -116,7 +114,7 @@ def test_memory_of_a_device_is_told_by_the_record(run):
 def test_a_run_that_another_process_writes_is_left_as_it_is(run):
     ends(run, "preempted", "SIGTERM", "error: /runs/r1 is being written by process 7 on n2: wait for it, or stop it.\n")
     before = read_json(run / "summary.json")
-    assert main(run, 75, 50, ENVIRONMENT) == 0
+    assert end(run, 75, 50, ENVIRONMENT) == 0
     line = read_lines(run / "jobs.jsonl")[-1]
     assert line["status"] == "failed" and "is being written by process 7 on n2" in line["reason"]
     assert read_json(run / "summary.json") == before and read_lines(run / "lives.jsonl")[-1]["exit"] is None
@@ -155,11 +153,11 @@ def test_a_single_step_is_no_progress(run):
 def test_a_second_life_without_any_checkpoint_does_not_go_on(begun):
     append_line(begun / "lives.jsonl", {"tokens_start": 0, "tokens_end": None, "exit": None})
     ends(begun, "preempted", "SIGUSR1")
-    assert main(begun, 85, 50, ENVIRONMENT) == 85, "it may have been stopped while it started"
+    assert end(begun, 85, 50, ENVIRONMENT) == 85, "it may have been stopped while it started"
     append_line(begun / "jobs.jsonl", {"job": "12_3", "restart": 1, "log_start": 0})
     append_line(begun / "lives.jsonl", {"tokens_start": 0, "tokens_end": None, "exit": None})
     ends(begun, "preempted", "SIGUSR1")
-    assert main(begun, 85, 50, ENVIRONMENT) == 0
+    assert end(begun, 85, 50, ENVIRONMENT) == 0
     assert "no progress past 0 tokens" in read_json(begun / "summary.json")["stop_reason"]
 
 
@@ -168,7 +166,7 @@ def test_a_second_life_without_any_checkpoint_does_not_go_on(begun):
 
 def test_a_run_that_was_asked_to_stop_is_requeued_and_says_so(run):
     ends(run, "preempted", "SIGUSR1")
-    assert main(run, 85, 50, ENVIRONMENT | {"SLURM_RESTART_COUNT": "4"}) == 85
+    assert end(run, 85, 50, ENVIRONMENT | {"SLURM_RESTART_COUNT": "4"}) == 85
     line = read_lines(run / "jobs.jsonl")[-1]
     wanted = {"job": "12_3", "restart": 4, "code": 85, "status": "preempted", "reason": "SIGUSR1", "requeued": True}
     assert {key: line[key] for key in wanted} == wanted and line["at"]
@@ -182,7 +180,7 @@ def test_a_run_that_was_asked_to_stop_is_requeued_and_says_so(run):
 def test_nothing_else_is_requeued(run, status, reason, code):
     """SIGTERM is scancel's, or a preemption's, which Slurm itself requeues."""
     ends(run, status, reason)
-    assert main(run, code, 50, ENVIRONMENT) == 0
+    assert end(run, code, 50, ENVIRONMENT) == 0
     line = read_lines(run / "jobs.jsonl")[-1]
     assert (line["status"], line["reason"], line["requeued"]) == (status, reason, False)
     assert read_json(run / "summary.json") == {"status": status, "stop_reason": reason, "loss": 1.5}
@@ -190,7 +188,7 @@ def test_nothing_else_is_requeued(run, status, reason, code):
 
 def test_a_refusal_to_go_on_is_the_reason_that_is_kept(run):
     ends(run, "preempted", "SIGUSR1")
-    assert main(run, 85, 2, ENVIRONMENT | {"SLURM_RESTART_COUNT": "2"}) == 0
+    assert end(run, 85, 2, ENVIRONMENT | {"SLURM_RESTART_COUNT": "2"}) == 0
     reason = "not requeued: slurm.max_restarts=2 is reached"
     assert read_lines(run / "jobs.jsonl")[-1]["reason"] == read_json(run / "summary.json")["stop_reason"] == reason
 
@@ -199,7 +197,7 @@ def test_a_life_that_was_killed_gets_the_end_that_it_could_not_write(run):
     ends(run, printed=f"{KILLED_BY_MEMORY}\n")
     (run / "metrics.jsonl").write_text(json.dumps({"tokens": 960}) + "\n")
     write_json(run / "summary.json", {"err.arc": 0.4})
-    assert main(run, 137, 50, ENVIRONMENT) == 0
+    assert end(run, 137, 50, ENVIRONMENT) == 0
     assert read_json(run / "summary.json") == {
         "status": "failed", "stop_reason": KILLED_BY_MEMORY, "err.arc": 0.4,
     }  # fmt: skip
@@ -212,9 +210,9 @@ def test_a_life_that_was_killed_gets_the_end_that_it_could_not_write(run):
 def test_the_word_of_an_earlier_life_is_not_believed_of_one_that_never_started(run):
     """Its container, or its node, was broken: that must not requeue it again and again."""
     ends(run, "preempted", "SIGUSR1")
-    assert main(run, 85, 50, ENVIRONMENT) == 85
-    begin(run, 1)
+    assert end(run, 85, 50, ENVIRONMENT) == 85
+    begins(run, 1)
     ends(run, printed="srun: error: n1: task 0: Exited with exit code 127\n")
-    assert main(run, 127, 50, ENVIRONMENT | {"SLURM_RESTART_COUNT": "1"}) == 0
+    assert end(run, 127, 50, ENVIRONMENT | {"SLURM_RESTART_COUNT": "1"}) == 0
     line = read_lines(run / "jobs.jsonl")[-1]
     assert line["status"] == "failed" and "exit code 127" in line["reason"]
