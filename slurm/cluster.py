@@ -13,7 +13,9 @@ from typing import IO
 SCRIPT = Path(__file__).with_name("run.sbatch")
 COMMENT = "fulcrum:"  # before the submission's id, in the comment of its jobs
 PENDING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
-RUNNING = ("RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
+ENDED = ("COMPLETED", "FAILED", "OUT_OF_MEMORY", "TIMEOUT", "DEADLINE", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL",
+         "CANCELLED", "REVOKED")  # fmt: skip
+FOREIGN = ("SBATCH_WAIT", "SBATCH_CLUSTERS", "SBATCH_ARRAY_INX")  # a user's own wishes that would break what we promise
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Job:
 
     @property
     def live(self) -> bool:
-        return self.state in PENDING or self.state in RUNNING
+        """Also in a state that a later Slurm may have added: better asked again than submitted twice."""
+        return self.state not in ENDED
 
 
 def call(*command: str) -> str:
@@ -85,7 +88,8 @@ def check(options: Sequence[str]) -> str | None:
         return _words(later.stderr)
     cancel([_job_id(later.stdout)])
     usual = {f"up {state}" for state in ("idle", "mixed", "allocated", "completing")}
-    nodes_are_away = set(call("sinfo", "-h", "-o", "%a %T").splitlines()) - usual
+    partition = [word for word in options if word.startswith("--partition=")]
+    nodes_are_away = set(call("sinfo", "-h", "-o", "%a %T", *partition).splitlines()) - usual
     return None if nodes_are_away else _words(tested.stderr)
 
 
@@ -102,6 +106,7 @@ def _sbatch(*words: str, lock: IO[str] | None = None) -> "subprocess.CompletedPr
     """Within another job, its SLURM_* would be taken for wishes of the new one."""
     kept = ("SLURM_CONF", "SLURM_CLUSTERS")
     environment = {key: value for key, value in os.environ.items() if key[:6] != "SLURM_" or key in kept}
+    environment = {key: value for key, value in environment.items() if key not in FOREIGN}
     inherited = [lock.fileno()] if lock else []
     return subprocess.run(["sbatch", *words], text=True, capture_output=True, env=environment, pass_fds=inherited)
 

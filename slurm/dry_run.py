@@ -8,6 +8,8 @@ import os
 import re
 import statistics
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
@@ -175,10 +177,16 @@ def measured_speeds(point: Point) -> list[float]:
         "precision": point.config["precision"],
     }
     layout = {"world_size": launch["devices"], "strategy": strategy_name(point)}
+    return _speeds(point.folder.parent, tuple(wanted.items()), tuple(layout.items()))
+
+
+@cache
+def _speeds(experiment: Path, wanted: tuple[tuple[str, Any], ...], layout: tuple[tuple[str, Any], ...]) -> list[float]:
+    """Read once for all points of a shape: a command does not wait for new records."""
     speeds = []
-    for path in sorted(point.folder.parent.glob("*/run.json")):
+    for path in sorted(experiment.glob("*/run.json")):
         lives = read_lines(path.parent / "lives.jsonl")
-        if lives and agrees(read_json(path), wanted) and agrees(lives[-1], layout):
+        if lives and agrees(read_json(path), dict(wanted)) and agrees(lives[-1], dict(layout)):
             rows = [row["tokens_per_second"] for row in read_metrics(path.parent / "metrics.jsonl")]
             speeds += [statistics.median(rows)] if rows else []
     return speeds

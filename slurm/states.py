@@ -96,6 +96,8 @@ def states(sweep: Path, submissions: Sequence[Submission], asked: Sequence[str] 
     arrays = {s.job: s for run_id, s in latest.items() if s.kind == SLURM and s.job and run_id not in ended}
     refuse_elsewhere(arrays.values())
     jobs = cluster.queue({s.user for s in arrays.values()}) if arrays else {}
+    ours = {cluster.COMMENT + s.id for s in arrays.values()}
+    jobs = {key: job for key, job in jobs.items() if job.comment in ours or cluster.COMMENT not in job.comment}
     forgotten = [job for job, s in arrays.items() if not all(s.task(r) in jobs for r in s.run_ids if r not in ended)]
     jobs = (cluster.accounted(forgotten) or {}) | jobs
     found = {}
@@ -156,7 +158,8 @@ def slurm_state(folder: Path, summary: dict[str, Any], submission: Submission, j
     if kind and job:  # Slurm knows that it ended, the script could not say how
         said = lines_since(submission.folder / f"{submission.run_ids.index(run_id)}.out", 0)
         return State(kind, "; ".join([_slurms_words(job), *said[-1:]]), name)
-    return State(LOST, "Slurm has forgotten the job, and it left no word of its end", name)
+    left = "it left no word of its end" if noted else "it never began: cancelled while it waited, perhaps"
+    return State(LOST, f"Slurm has forgotten the job, and {left}", name)
 
 
 def _slurms_words(job: Job | None) -> str:

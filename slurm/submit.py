@@ -146,7 +146,8 @@ def hand_over(sweep: Path, points: Sequence[Point], found: Mapping[str, State], 
     if refused:
         raise ValueError("Slurm refuses these resources; nothing was submitted.\n" + "\n".join(refused))
     data = [Path(point.config["launch"]["cache"]) for point in points]
-    code = snapshot(manifest.jobs_folder(sweep) / "code", leave_out=[sweep.parent, *data])
+    records = [sweep, *(path.parent for path in sweep.parent.glob("*/sweep.json"))]
+    code = snapshot(manifest.jobs_folder(sweep) / "code", leave_out=[*records, *data])
     manifest.record_points(points)
     for point in points:
         if found[point.run_id].kind == DIVERGED:

@@ -1,18 +1,18 @@
 """Begin and end of a life on a compute node, as run.sbatch tells them; no torch.
 
     python -m slurm.task begin <run folder>
-    python -m slurm.task end <run folder> <srun's exit code> <max_restarts>
+    python -m slurm.task end <run folder> <srun's exit code> <max_restarts> <fate>
 
 Each appends a line to the run's jobs.jsonl. The end also writes the summary of a run that was killed before it could,
 and exits with 85 where the run is to be requeued.
 """
 
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from data.files import append_line, read_json, read_lines, read_yaml
 from data.records import (
@@ -50,14 +50,17 @@ def task_of(environment: Mapping[str, str]) -> str:
     return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
 
 
-def end(folder: Path, code: int, max_restarts: int, environment: Mapping[str, str]) -> int:
-    """The exit code: 85 where the run is to be requeued."""
+def end(folder: Path, code: int, max_restarts: int, fate: str, environment: Mapping[str, str]) -> int:
+    """The exit code: 85 where the run is to be requeued.
+
+    `fate` is what run.sbatch knows of the job: `cancelled` (or at its time limit), `preempted` by Slurm, or neither.
+    """
     task, restarts = task_of(environment), int(environment.get("SLURM_RESTART_COUNT", 0))
     began = [row for row in read_lines(folder / "jobs.jsonl") if row["job"] == task][-1]
     status, reason = judge(folder, code, began["log_start"])
     requeue = False
-    if status == PREEMPTED and reason == "SIGUSR1":
-        refusal = why_not_again(folder, restarts, max_restarts)
+    if status == PREEMPTED and fate != "cancelled" and (reason == "SIGUSR1" or fate == "preempted"):
+        refusal = why_not_again(folder, restarts, max_restarts, environment.get("SLURM_JOB_ID"))
         requeue, reason = not refusal, refusal or reason
     if code != LOCKED_EXIT and status not in (COMPLETED, DIVERGED):
         summary = read_json(folder / "summary.json")
@@ -81,22 +84,23 @@ def judge(folder: Path, code: int, log_start: int) -> tuple[str, str]:
         return FAILED, said[-1] if said else "another process writes this run"
     if status in (COMPLETED, DIVERGED, PREEMPTED):
         return status, reason
-    for line in [reason, *said]:
+    for line in [reason, *(line for line in said if "warning" not in line.lower())]:
         if any(word in line.lower() for word in MEMORY_WORDS):
             return OUT_OF_MEMORY, line.strip()
-    if status == FAILED:
-        return FAILED, reason
+    if status == FAILED:  # the first rank may only have seen another one go
+        others = [line for line in said if re.search(r"^srun: error: .*: task [1-9]\d*: ", line)]
+        return FAILED, f"{others[0]}; then {reason}" if others else reason
     killed = f"killed by signal {code - 128}" if code > 128 else f"exit code {code}"
     return FAILED, f"{killed}: {said[-1]}" if said else killed
 
 
-def why_not_again(folder: Path, restarts: int, max_restarts: int) -> str | None:
+def why_not_again(folder: Path, restarts: int, max_restarts: int, job_id: str | None) -> str | None:
     """Why a run that was asked to stop is not requeued; None where it is.
 
-    Two lives in a row that made no progress are enough: one may have been stopped while it started, by another's job. A
-    single step is no progress, as the loop makes that one before it hears a signal from before.
+    Two lives in a row of this job that made no progress are enough: one may have been stopped while it started, by
+    another's job. A single step is no progress, as the loop makes that one before it hears a signal from before.
     """
-    lives: list[dict[str, Any]] = read_lines(folder / "lives.jsonl")
+    lives = [life for life in read_lines(folder / "lives.jsonl") if life.get("job_id") == job_id]
     plan = plan_of(read_yaml(folder / "config.yaml"))
     starts = [life["tokens_start"] for life in lives[-2:]]
     ends = [*starts[1:], max(checkpoints(folder), default=0)]
@@ -123,4 +127,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "begin":
         begin(Path(sys.argv[2]), os.environ)
     else:
-        sys.exit(end(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), os.environ))
+        sys.exit(end(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5], os.environ))

@@ -62,9 +62,9 @@ def main(folder: Path) -> int:
                 end_life(folder, FAILED)
                 write_summary(folder, {"status": FAILED, "stop_reason": reason})
             return 1
-    if status == PREEMPTED:  # the first rank ends last, and srun would kill it when another ends badly
-        return PREEMPTED_EXIT if is_first else 0
-    return 0 if status == COMPLETED else 1
+    if not is_first:  # the first ends last, and srun would kill it when another ends badly
+        return 0
+    return {COMPLETED: 0, PREEMPTED: PREEMPTED_EXIT}.get(status, 1)
 
 
 def stop_on_signals() -> Callable[[], str | None]:

@@ -20,6 +20,7 @@ COMPLETED = {"job": "12_1", "restart": 0, "code": 0, "status": "completed", "rea
 FAILED = COMPLETED | {"code": 1, "status": "failed", "reason": "OSError: the disk is full"}
 PREEMPTED = COMPLETED | {"code": 85, "status": "preempted", "reason": "SIGUSR1"}
 NO_WORD = "Slurm has forgotten the job, and it left no word of its end"
+NEVER = "Slurm has forgotten the job, and it never began: cancelled while it waited, perhaps"
 
 
 @pytest.fixture
@@ -98,14 +99,14 @@ def test_what_we_cancelled_says_so_once_it_has_ended(told, submission):
 
 def test_a_job_that_slurm_has_forgotten_is_what_it_noted_or_lost(told):
     assert told(None, BEGUN, FAILED) == ("failed", FAILED["reason"])
-    assert told(None, BEGUN) == told(None) == ("lost", NO_WORD)
+    assert told(None, BEGUN) == ("lost", NO_WORD) and told(None) == ("lost", NEVER)
     assert told(None, BEGUN, PREEMPTED | {"requeued": True}) == ("lost", NO_WORD), "it should have gone on"
     assert told(None, BEGUN, PREEMPTED | {"requeued": True}, BEGUN | {"restart": 1}) == ("lost", NO_WORD)
 
 
 def test_an_end_in_an_earlier_life_or_job_says_nothing_of_this_one(told):
     earlier = [{**line, "job": "7_1"} for line in (BEGUN, FAILED)]
-    assert told(None, *earlier) == ("lost", NO_WORD)
+    assert told(None, *earlier) == ("lost", NEVER)
     assert told(None, *earlier, BEGUN) == ("lost", NO_WORD)
     assert told("TIMEOUT", *earlier, BEGUN) == ("timed out", "Slurm: TIMEOUT")
     assert told(None, *earlier, BEGUN, COMPLETED)[0] == "completed"

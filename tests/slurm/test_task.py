@@ -114,7 +114,7 @@ def test_memory_of_a_device_is_told_by_the_record(run):
 def test_a_run_that_another_process_writes_is_left_as_it_is(run):
     ends(run, "preempted", "SIGTERM", "error: /runs/r1 is being written by process 7 on n2: wait for it, or stop it.\n")
     before = read_json(run / "summary.json")
-    assert end(run, 75, 50, ENVIRONMENT) == 0
+    assert end(run, 75, 50, "none", ENVIRONMENT) == 0
     line = read_lines(run / "jobs.jsonl")[-1]
     assert line["status"] == "failed" and "is being written by process 7 on n2" in line["reason"]
     assert read_json(run / "summary.json") == before and read_lines(run / "lives.jsonl")[-1]["exit"] is None
@@ -124,20 +124,20 @@ def test_a_run_that_another_process_writes_is_left_as_it_is(run):
 
 
 def test_a_life_that_made_progress_may_go_on_until_the_restarts_are_used_up(run):
-    assert why_not_again(run, 0, 50) is None and why_not_again(run, 49, 50) is None
-    assert why_not_again(run, 50, 50) == "not requeued: slurm.max_restarts=50 is reached"
-    assert "max_restarts=0" in str(why_not_again(run, 0, 0))
+    assert why_not_again(run, 0, 50, None) is None and why_not_again(run, 49, 50, None) is None
+    assert why_not_again(run, 50, 50, None) == "not requeued: slurm.max_restarts=50 is reached"
+    assert "max_restarts=0" in str(why_not_again(run, 0, 0, None))
 
 
 def test_two_lives_without_a_checkpoint_past_their_start_are_enough(run):
     """One may have been stopped while it started, by somebody else's job."""
     append_line(run / "lives.jsonl", {"tokens_start": 1280, "tokens_end": None, "exit": "preempted"})
-    assert why_not_again(run, 1, 50) is None
+    assert why_not_again(run, 1, 50, None) is None
     append_line(run / "lives.jsonl", {"tokens_start": 1280, "tokens_end": None, "exit": None})
-    why = str(why_not_again(run, 2, 50))
+    why = str(why_not_again(run, 2, 50, None))
     assert "two lives made no progress past 1280 tokens; give it more slurm.time or slurm.grace" in why
     checkpoint(run, 1920)
-    assert why_not_again(run, 2, 50) is None
+    assert why_not_again(run, 2, 50, None) is None
 
 
 def test_a_single_step_is_no_progress(run):
@@ -145,19 +145,19 @@ def test_a_single_step_is_no_progress(run):
     for start in (1280, 1280 + 192):
         append_line(run / "lives.jsonl", {"tokens_start": start, "tokens_end": None, "exit": None})
     checkpoint(run, 1280 + 2 * 192)
-    assert "two lives made no progress past 1280 tokens" in str(why_not_again(run, 1, 50))
+    assert "two lives made no progress past 1280 tokens" in str(why_not_again(run, 1, 50, None))
     checkpoint(run, 1280 + 3 * 192)
-    assert why_not_again(run, 1, 50) is None
+    assert why_not_again(run, 1, 50, None) is None
 
 
 def test_a_second_life_without_any_checkpoint_does_not_go_on(begun):
     append_line(begun / "lives.jsonl", {"tokens_start": 0, "tokens_end": None, "exit": None})
     ends(begun, "preempted", "SIGUSR1")
-    assert end(begun, 85, 50, ENVIRONMENT) == 85, "it may have been stopped while it started"
+    assert end(begun, 85, 50, "none", ENVIRONMENT) == 85, "it may have been stopped while it started"
     append_line(begun / "jobs.jsonl", {"job": "12_3", "restart": 1, "log_start": 0})
     append_line(begun / "lives.jsonl", {"tokens_start": 0, "tokens_end": None, "exit": None})
     ends(begun, "preempted", "SIGUSR1")
-    assert end(begun, 85, 50, ENVIRONMENT) == 0
+    assert end(begun, 85, 50, "none", ENVIRONMENT) == 0
     assert "no progress past 0 tokens" in read_json(begun / "summary.json")["stop_reason"]
 
 
@@ -166,7 +166,7 @@ def test_a_second_life_without_any_checkpoint_does_not_go_on(begun):
 
 def test_a_run_that_was_asked_to_stop_is_requeued_and_says_so(run):
     ends(run, "preempted", "SIGUSR1")
-    assert end(run, 85, 50, ENVIRONMENT | {"SLURM_RESTART_COUNT": "4"}) == 85
+    assert end(run, 85, 50, "none", ENVIRONMENT | {"SLURM_RESTART_COUNT": "4"}) == 85
     line = read_lines(run / "jobs.jsonl")[-1]
     wanted = {"job": "12_3", "restart": 4, "code": 85, "status": "preempted", "reason": "SIGUSR1", "requeued": True}
     assert {key: line[key] for key in wanted} == wanted and line["at"]
@@ -180,7 +180,7 @@ def test_a_run_that_was_asked_to_stop_is_requeued_and_says_so(run):
 def test_nothing_else_is_requeued(run, status, reason, code):
     """SIGTERM is scancel's, or a preemption's, which Slurm itself requeues."""
     ends(run, status, reason)
-    assert end(run, code, 50, ENVIRONMENT) == 0
+    assert end(run, code, 50, "none", ENVIRONMENT) == 0
     line = read_lines(run / "jobs.jsonl")[-1]
     assert (line["status"], line["reason"], line["requeued"]) == (status, reason, False)
     assert read_json(run / "summary.json") == {"status": status, "stop_reason": reason, "loss": 1.5}
@@ -188,7 +188,7 @@ def test_nothing_else_is_requeued(run, status, reason, code):
 
 def test_a_refusal_to_go_on_is_the_reason_that_is_kept(run):
     ends(run, "preempted", "SIGUSR1")
-    assert end(run, 85, 2, ENVIRONMENT | {"SLURM_RESTART_COUNT": "2"}) == 0
+    assert end(run, 85, 2, "none", ENVIRONMENT | {"SLURM_RESTART_COUNT": "2"}) == 0
     reason = "not requeued: slurm.max_restarts=2 is reached"
     assert read_lines(run / "jobs.jsonl")[-1]["reason"] == read_json(run / "summary.json")["stop_reason"] == reason
 
@@ -197,7 +197,7 @@ def test_a_life_that_was_killed_gets_the_end_that_it_could_not_write(run):
     ends(run, printed=f"{KILLED_BY_MEMORY}\n")
     (run / "metrics.jsonl").write_text(json.dumps({"tokens": 960}) + "\n")
     write_json(run / "summary.json", {"err.arc": 0.4})
-    assert end(run, 137, 50, ENVIRONMENT) == 0
+    assert end(run, 137, 50, "none", ENVIRONMENT) == 0
     assert read_json(run / "summary.json") == {
         "status": "failed", "stop_reason": KILLED_BY_MEMORY, "err.arc": 0.4,
     }  # fmt: skip
@@ -210,9 +210,9 @@ def test_a_life_that_was_killed_gets_the_end_that_it_could_not_write(run):
 def test_the_word_of_an_earlier_life_is_not_believed_of_one_that_never_started(run):
     """Its container, or its node, was broken: that must not requeue it again and again."""
     ends(run, "preempted", "SIGUSR1")
-    assert end(run, 85, 50, ENVIRONMENT) == 85
+    assert end(run, 85, 50, "none", ENVIRONMENT) == 85
     begins(run, 1)
     ends(run, printed="srun: error: n1: task 0: Exited with exit code 127\n")
-    assert end(run, 127, 50, ENVIRONMENT | {"SLURM_RESTART_COUNT": "1"}) == 0
+    assert end(run, 127, 50, "none", ENVIRONMENT | {"SLURM_RESTART_COUNT": "1"}) == 0
     line = read_lines(run / "jobs.jsonl")[-1]
     assert line["status"] == "failed" and "exit code 127" in line["reason"]
