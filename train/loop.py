@@ -56,7 +56,7 @@ def train(run: Run, life: dict[str, Any], stop_requested: Callable[[], str | Non
                 z_loss=run.config["z_loss"],
                 clock=telemetry.clock,
                 asked=Asked(
-                    stop=stop_requested() is not None,
+                    stop=bool(stop_requested()),
                     save=time.monotonic() - saved_at > save_seconds,
                     profile=telemetry.profile_due(),
                 ),

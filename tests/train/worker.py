@@ -33,7 +33,11 @@ def life(config: dict, folder: Path, steps: int | None) -> str:
     from train.run import build_run
 
     calls = iter(range(10**6))
-    return train(build_run(config, folder), {"threads": 1}, lambda: steps is not None and next(calls) >= steps - 1)
+
+    def stop() -> str | None:
+        return "SIGTERM" if steps is not None and next(calls) >= steps - 1 else None
+
+    return train(build_run(config, folder), {"threads": 1}, stop)
 
 
 def forget() -> None:
