@@ -40,6 +40,7 @@ def missing(accounting: bool = False) -> list[str]:
 class Cluster:
     """A real Slurm on the loopback address; `with Cluster() as cluster` starts and ends it.
 
+    `asks_first`: a job that is preempted gets the signal it asked for; else, as by default, TERM to its steps alone.
     `cpus`, `memory_mb` and `gpus` are per node, `min_job_age` (seconds) is how long squeue remembers a job that ended,
     and `prefix` begins the names of the nodes. Those name cgroups of this machine: clusters that are up at once need
     different prefixes. A `folder` that is given must be empty and one that all may enter, and stays; otherwise the
@@ -57,6 +58,7 @@ class Cluster:
         accounting: bool = False,
         min_job_age: int = 300,
         max_array_size: int = 1001,
+        asks_first: bool = True,
         prefix: str = "n",
     ) -> None:
         self.temporary = folder is None
@@ -64,7 +66,7 @@ class Cluster:
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-")) if folder is None else folder
         self.nodes = [f"{prefix}{i}" for i in range(1, nodes + 1)]
         self.cpus, self.memory_mb, self.gpus, self.accounting = cpus, memory_mb, gpus, accounting
-        self.min_job_age, self.max_array_size = min_job_age, max_array_size
+        self.min_job_age, self.max_array_size, self.asks_first = min_job_age, max_array_size, asks_first
         self.limits_memory = _can_make_cgroups()
         self.environment = {"SLURM_CONF": str(self.folder / "slurm.conf")}
         self.servers: dict[str, subprocess.Popen] = {}
@@ -190,6 +192,7 @@ class Cluster:
         (self.folder / "gres.conf").write_text("".join(f"Name=gpu File={device}\n" for device in gpus))
         lines = [SLURM.format(folder=self.folder, port=controller, memory_per_cpu=self.memory_mb // self.cpus)]
         lines += [f"MinJobAge={self.min_job_age}", f"MaxArraySize={self.max_array_size}"]
+        lines += ["SlurmctldParameters=preempt_send_user_signal"] if self.asks_first else []
         lines += [LIMITED if self.limits_memory else UNLIMITED]
         if self.accounting:
             lines += [ACCOUNTED.format(folder=self.folder, port=accounts)]
@@ -201,7 +204,8 @@ class Cluster:
             resources += f" Gres=gpu:{self.gpus}"
         for node, port in zip(self.nodes, nodes, strict=True):
             lines += [f"NodeName={node} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} {resources}"]
-        (self.folder / "slurm.conf").write_text("\n".join([*lines, PARTITIONS]))
+        lines += [PARTITIONS.format(grace=5 if self.asks_first else 30)]
+        (self.folder / "slurm.conf").write_text("\n".join(lines))
 
     def _start_accounting(self) -> None:
         """sacct asks slurmdbd, which keeps what slurmctld tells it in mariadbd."""
@@ -266,15 +270,14 @@ SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1
 KillWait=2
 JobRequeue=1
-# a job of `low` gets the signal it asked for, and GraceTime later is requeued, when one of `high` wants its place
+# a job of `low` is warned, and GraceTime later is requeued, when one of `high` wants its place
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-SlurmctldParameters=preempt_send_user_signal
 """
 
 PARTITIONS = """\
 PartitionName=main Nodes=ALL MaxTime=INFINITE PriorityTier=10 Default=YES
-PartitionName=low Nodes=ALL MaxTime=INFINITE PriorityTier=1 GraceTime=5
+PartitionName=low Nodes=ALL MaxTime=INFINITE PriorityTier=1 GraceTime={grace}
 PartitionName=high Nodes=ALL MaxTime=INFINITE PriorityTier=20 PreemptMode=OFF
 """
 

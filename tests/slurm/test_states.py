@@ -253,3 +253,49 @@ def test_a_damaged_summary_of_one_run_does_not_hide_the_others(tmp_path):
     found = states(tmp_path, [])
     assert found["ra"].kind == "failed" and "summary.json is not valid JSON" in found["ra"].reason
     assert found["rb"].kind == "completed"
+
+
+@pytest.fixture
+def handed_over(tmp_path, monkeypatch):
+    """Jobs of a queue -> the states of two runs that were submitted as array 12 of the cluster `here`."""
+    record(tmp_path, OTHER, RUN)
+    array = manifest.begin(tmp_path, SLURM, [OTHER, RUN], "1.0", cluster="here")
+    manifest.note(tmp_path, {"submission": array.id, "job": "12"})
+    monkeypatch.setattr("slurm.cluster.name", lambda: "here")
+    monkeypatch.setattr("slurm.cluster.accounted", lambda jobs: None)
+
+    def handed_over(*jobs: tuple[str, str, str]) -> dict[str, State]:
+        queue = {name: Job(name, state, "", comment.format(id=array.id)) for name, state, comment in jobs}
+        monkeypatch.setattr("slurm.cluster.queue", lambda users: queue)
+        return states(tmp_path, manifest.read(tmp_path))
+
+    return handed_over
+
+
+def test_a_job_of_the_same_number_is_ours_only_by_its_comment(handed_over):
+    found = handed_over(("12_0", "RUNNING", "fulcrum:{id}"), ("12_1", "RUNNING", "fulcrum:another"))
+    assert (found[OTHER].kind, found[RUN].kind) == ("running", "lost")
+    found = handed_over(("12_0", "RUNNING", ""), ("12_1", "PENDING", "as the site wants it"))
+    assert (found[OTHER].kind, found[RUN].kind) == ("running", "pending"), "where comments are not kept"
+
+
+def test_an_array_that_was_cancelled_before_it_began_is_one_job(handed_over):
+    assert {state.kind for state in handed_over(("12", "CANCELLED", "fulcrum:{id}")).values()} == {"cancelled"}
+
+
+def test_a_state_that_a_later_slurm_may_add_is_live(handed_over):
+    assert {state.kind for state in handed_over(("12", "EXPEDITING", "fulcrum:{id}")).values()} == {"running"}
+
+
+def test_a_line_that_was_cut_off_in_one_run_does_not_hide_the_others(handed_over, tmp_path):
+    (tmp_path / RUN / "jobs.jsonl").write_text('{"job": "12_1", "rest\n{"job": "12_1", "restart": 1}\n')
+    found = handed_over(("12_0", "RUNNING", "fulcrum:{id}"), ("12_1", "FAILED", "fulcrum:{id}"))
+    assert found[OTHER].kind == "running"
+    assert found[RUN].kind == "failed" and "jobs.jsonl, line 1: not valid JSON" in found[RUN].reason
+    assert handed_over(("12_1", "RUNNING", "fulcrum:{id}"))[RUN].kind == "running", "a live job is live all the same"
+
+
+def test_jobs_of_another_cluster_are_not_taken_for_ours(handed_over, monkeypatch):
+    monkeypatch.setattr("slurm.cluster.name", lambda: "there")
+    with pytest.raises(ValueError, match="submitted to cluster here, and this is there: ask there"):
+        handed_over()
