@@ -98,21 +98,22 @@ def show_status(sweep: Path, as_json: bool, every: float | None) -> None:
 
 def described(sweep: Path, found: Mapping[str, State]) -> dict[str, Any]:
     """{sweep, counts, runs}: numbers in tokens, nats and seconds; null where there is none."""
-    rows = {row["run_id"]: row for row in read_json(sweep / "sweep.json").get("points", [])}
-    apart = telling({run_id: row["overrides"] for run_id, row in rows.items()})
-    counts = Counter(state.kind for state in found.values())
-    runs = [
-        {
-            "run_id": run_id,
-            "label": " ".join([*apart.get(run_id, []), *branched(read_yaml(sweep / run_id / "config.yaml"))]),
-            "state": state.kind,
-            "reason": state.reason,
-            "job": state.job,
-            **progress(sweep / run_id, state),
-        }
-        for run_id, state in found.items()
-    ]
+    overrides = {row["run_id"]: row["overrides"] for row in read_json(sweep / "sweep.json").get("points", [])}
+    labels, counts = telling(overrides), Counter(state.kind for state in found.values())
+    runs = [described_run(sweep / run_id, labels.get(run_id, []), state) for run_id, state in found.items()]
     return {"sweep": str(sweep), "counts": {kind: counts[kind] for kind in ORDER if counts[kind]}, "runs": runs}
+
+
+def described_run(folder: Path, label: list[str], state: State) -> dict[str, Any]:
+    """A damaged file of its record is a reason, and costs what it would have told."""
+    told: dict[str, Any] = {"run_id": folder.name, "label": " ".join(label), "state": state.kind}
+    told |= {"reason": state.reason, "job": state.job}
+    try:
+        told["label"] = " ".join([*label, *branched(read_yaml(folder / "config.yaml"))])
+        return told | progress(folder, state)
+    except ValueError as error:
+        unknown = dict.fromkeys(("step", "tokens", "loss", "total_tokens", "seconds_left"))
+        return told | unknown | {"reason": state.reason or str(error)}
 
 
 def progress(folder: Path, state: State) -> dict[str, Any]:
@@ -216,9 +217,12 @@ def cancel(sweep: Path, wanted: Sequence[str]) -> None:
             if runs:
                 manifest.note(sweep, {"submission": submission.id, "cancelled": runs})
                 ended += runs
-        data = [str(s.job) for s in submissions if s.kind == DATA and not any(r in found and found[r].live and r not in
-                live for r in s.run_ids)]  # fmt: skip
-        cluster.cancel(data) if ended and data else None
+        idle = [
+            s for s in submissions if s.kind == DATA and not any(found[r].live and r not in live for r in s.run_ids)
+        ]
+        if ended and idle:
+            jobs = cluster.queue({s.user for s in idle})
+            cluster.cancel([str(s.job) for s in idle if s.job in jobs and jobs[s.job].live])
     console.print(f"asked {len(ended)} run{'s' * (len(ended) != 1)} to end" if ended else "nothing is live")
 
 

@@ -54,6 +54,17 @@ def test_status_for_programs_counts_the_states_and_has_every_run_with_its_progre
     }  # fmt: skip
 
 
+def test_a_damaged_file_of_one_run_does_not_hide_the_others(fulcrum, recorded):
+    sweep, runs = recorded
+    (sweep / runs[LOST] / "config.yaml").write_text("launch: [1,")
+    (sweep / runs[COMPLETED] / "run.json").write_text('{"total_')
+    result = fulcrum("slurm", "status", "grid", "--json")
+    assert result.returncode == 0, result.stderr
+    told = json.loads(result.stdout)["runs"]
+    assert [run["state"] for run in told] == ["lost", "failed", "completed"] and told[FAILED]["step"] == 5
+    assert told[COMPLETED]["step"] is None and told[COMPLETED]["reason"] == "budget"
+
+
 def test_status_is_json_for_every_program_also_of_a_run_whose_loss_is_no_number(fulcrum, recorded):
     sweep, runs = recorded
     row = {"step": 6, "tokens": 1152, "loss": float("nan"), "tokens_per_second": 100.0}
