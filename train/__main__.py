@@ -7,6 +7,7 @@ SIGTERM, SIGINT and SIGUSR1 finish the step, checkpoint and end; a second one en
 asked to stop (resumable), 75 another process writes this run, 1 anything else; summary.json says what.
 """
 
+import atexit
 import contextlib
 import math
 import os
@@ -171,7 +172,8 @@ if __name__ == "__main__":
     except BaseException:
         traceback.print_exc()
     if code in (0, PREEMPTED_EXIT):
-        sys.exit(code)
+        atexit._run_exitfuncs()  # loggers end here
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # a checkpoint's thread may still be waiting for ranks that are gone
+    # no finalisation: a checkpoint's thread may wait for ranks that are gone, and torch's own threads can abort in it
+    os._exit(code)

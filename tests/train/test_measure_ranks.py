@@ -137,6 +137,8 @@ def program(folder: Path) -> None:
         }
     (folder / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
+    sys.stderr.flush()
+    os._exit(0)  # as train.__main__ ends: torch's threads can abort the end of an interpreter that has profiled
 
 
 if __name__ == "__main__":
