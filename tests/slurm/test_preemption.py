@@ -35,7 +35,7 @@ def test_a_run_that_ends_in_its_grace_is_requeued_although_slurm_would_let_it_go
 ):
     cluster = new_cluster(nodes=1, asks_first=False)
     talk_to(cluster, monkeypatch)
-    submit(fulcrum, *tiny, *SMALL, "total_tokens=250000", "slurm.partition=low")
+    submit(fulcrum, *tiny, *SMALL, "total_tokens=250000", "launch.log_every_tokens=1", "slurm.partition=low")
     (run,) = (tmp_path / "runs" / "default").glob("r*")
     wait_for(lambda: len(rows(run / "metrics.jsonl")) > 3, "it trains")
     cluster.call("sbatch", "--partition=high", "--exclusive", "--output=/dev/null", "--wrap", "true")

@@ -125,7 +125,7 @@ def workers_of(runs: Path) -> list[int]:
 @pytest.mark.skipif(not Path("/proc").exists(), reason="needs /proc to find processes")
 def test_a_sweep_killed_at_any_moment_ends_as_an_undisturbed_one(fulcrum, tiny, tmp_path):
     """SIGKILL of the runner (its workers must end with it) or of a worker, again and again, at random moments."""
-    sweep = ["train", "-m", *tiny, "ramp=constant,seesaw", "total_tokens=60000", "launch.checkpoint.every_tokens=9000"]
+    sweep = ["train", "-m", *tiny, "ramp=constant,seesaw", "total_tokens=150000", "launch.checkpoint.every_tokens=9000"]
     undisturbed = fulcrum(*sweep, f"launch.runs={tmp_path}/undisturbed")
     assert undisturbed.returncode == 0, undisturbed.stderr
     runs, draw = tmp_path / "killed", random.Random(0)
