@@ -59,10 +59,14 @@ class Point:
         return self.folder.parent / self.config["parent"]["run_id"] if self.config["parent"] else None
 
     @property
+    def own_tokens(self) -> int:
+        """Those that it trains on itself: a branch does not count its parent's."""
+        return self.plan.final_tokens - self.plan.start_tokens
+
+    @property
     def flops(self) -> float:
-        """What its own training costs: a branch does not count its parent's tokens."""
-        tokens = self.plan.final_tokens - self.plan.start_tokens
-        return self.shape.flops_per_token(self.plan.sequence_length) * tokens
+        """What its own training costs."""
+        return self.shape.flops_per_token(self.plan.sequence_length) * self.own_tokens
 
     @property
     def optimizer_groups(self) -> list[Group]:

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import subprocess
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -15,8 +16,9 @@ def is_checkout() -> bool:
     return (ROOT / ".git").exists()
 
 
+@cache
 def code_version() -> str:
-    """As 0.1.0+1a2b3c4-dirty."""
+    """As 0.1.0+1a2b3c4-dirty: of the code that this process has loaded, so asked once."""
     if (ROOT / NOTE).exists():
         return (ROOT / NOTE).read_text().strip()
     version = importlib.metadata.version("fulcrum")

@@ -97,7 +97,7 @@ def parents_job(point: Point) -> str | None:
     if not point.parent or not needs_parent(point):
         return None
     name = point.parent.name
-    latest = [s for s in manifest.read(point.parent.parent) if name in s.run_ids and s.kind != DATA and not s.void][-1]
+    latest = manifest.latest(manifest.read(point.parent.parent))[name]
     if latest.kind == LOCAL:
         raise ValueError(f"{name}, the parent of {point.run_id}, is trained on this machine: wait for its end.")
     return latest.task(name)
@@ -125,7 +125,8 @@ class Handover:
 
     def submit_arrays(self, group: Group, parent: str | None) -> None:
         """As large as Slurm takes; where only `slurm.parallel` may run at once, each waits for the one before."""
-        size, before = min(cluster.largest_array(), group.slurm.array_size or cluster.largest_array()), None
+        largest, before = cluster.largest_array(), None
+        size = min(largest, group.slurm.array_size or largest)
         for start in range(0, len(group.points), size):
             chunk = group.points[start : start + size]
             array = self.begin(SLURM, chunk, group.slurm, group.threads)

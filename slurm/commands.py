@@ -204,7 +204,7 @@ def cancel(sweep: Path, wanted: Sequence[str]) -> None:
         submissions = reconcile(sweep)
         found = states(sweep, submissions)
         live = {run_id for run_id, state in found.items() if state.live and (run_id in wanted or not wanted)}
-        latest = {run_id: s for s in submissions if s.kind != DATA for run_id in s.run_ids}
+        latest = manifest.latest(submissions)
         ended = []
         for submission in submissions:
             runs = [run for run in submission.run_ids if run in live and latest.get(run) is submission]

@@ -35,7 +35,7 @@ def describe(points: Sequence[Point]) -> str:
         size = f"sequences of {plan.sequence_length:,} tokens"
         speed, source = speed_of(point)
         if speed:
-            hours[point.run_id] = (plan.final_tokens - plan.start_tokens) / speed / 3600
+            hours[point.run_id] = point.own_tokens / speed / 3600
         details = f"{describe_memory(point)}\n{describe_groups(point)}"
         same = first_with.setdefault(details, point.run_id)
         lines += [

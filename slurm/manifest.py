@@ -143,6 +143,11 @@ def read(sweep: Path) -> list[Submission]:
     return list(found.values())
 
 
+def latest(submissions: Sequence[Submission]) -> dict[str, Submission]:
+    """run_id -> the last submission that trains it."""
+    return {run_id: s for s in submissions if s.kind != DATA and not s.void for run_id in s.run_ids}
+
+
 # ---------------------------------------------------------------------------------------------------- points
 
 

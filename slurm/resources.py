@@ -123,7 +123,7 @@ def asked(point: Point) -> Slurm:
     timed = any(node.get("time_per_hour") for node in (fields, *(rule for _, rule in rules)))
     hours = hours_of(point) if need_hours or timed else None  # it reads the records of the experiment
     quantities = {"N": point.shape.N, "N_total": point.shape.N_total, "devices": devices, "hours": hours}
-    quantities |= {"tokens": point.plan.final_tokens - point.plan.start_tokens, "flops": point.flops}
+    quantities |= {"tokens": point.own_tokens, "flops": point.flops}
     for conditions, rule in rules:
         if any(quantities[name] is None for name, _, _ in conditions):
             raise ValueError(
@@ -147,7 +147,7 @@ def asked(point: Point) -> Slurm:
 def hours_of(point: Point) -> float | None:
     """Hours that the plan expects; None where the speed is not known."""
     speed, _ = speed_of(point)
-    return (point.plan.final_tokens - point.plan.start_tokens) / speed / 3600 if speed else None
+    return point.own_tokens / speed / 3600 if speed else None
 
 
 def options(slurm: Slurm, devices: int) -> list[str]:

@@ -15,7 +15,7 @@ from data.files import read_json, read_lines, read_yaml
 from data.records import COMPLETED, DIVERGED, FAILED, PREEMPTED, live_holder
 from slurm import cluster, manifest
 from slurm.cluster import Job
-from slurm.manifest import DATA, LOCAL, SLURM, Submission
+from slurm.manifest import LOCAL, SLURM, Submission
 from slurm.task import MEMORY_WORDS, OUT_OF_MEMORY, lines_since
 
 RUNNING, PENDING, CANCELLED, LOST, TIMED_OUT = "running", "pending", "cancelled", "lost", "timed out"
@@ -90,7 +90,7 @@ def standing(sweep: Path) -> dict[str, State]:
 
 def states(sweep: Path, submissions: Sequence[Submission], asked: Sequence[str] = ()) -> dict[str, State]:
     """How every run stands that was ever asked for, or is `asked` for now."""
-    latest = {run_id: s for s in submissions if s.kind != DATA for run_id in s.run_ids}
+    latest = manifest.latest(submissions)
     summaries = {run_id: summary_of(sweep / run_id) for run_id in [*manifest.run_ids(sweep), *asked]}
     ended = {run_id for run_id, summary in summaries.items() if summary.get("status") in (COMPLETED, DIVERGED)}
     arrays = {s.job: s for run_id, s in latest.items() if s.kind == SLURM and s.job and run_id not in ended}

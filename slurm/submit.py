@@ -21,7 +21,7 @@ from slurm.arrays import groups_of, plural, submit_points, unprepared
 from slurm.display import console
 from slurm.dry_run import describe
 from slurm.local import check_launch, forget_divergence
-from slurm.manifest import DATA, LOCAL
+from slurm.manifest import LOCAL
 from slurm.resources import asked, for_data, options
 from slurm.snapshot import snapshot
 from slurm.states import NOT_SUBMITTED, RUNNING, State, reconcile, states
@@ -80,8 +80,9 @@ def resubmit(sweep: Path, changes: Mapping[str, Any], wanted: Sequence[str]) -> 
             return
         if submissions and Path(submissions[-1].cwd).is_dir():  # relative paths mean what they meant there
             os.chdir(submissions[-1].cwd)
-        latest = {run_id: s.kind for s in submissions if s.kind != DATA for run_id in s.run_ids}
-        if all(latest.get(run_id) == LOCAL for run_id in chosen):  # this machine trained them: it does again
+        latest = manifest.latest(submissions)
+        # what this machine trained, it trains again
+        if all(run_id in latest and latest[run_id].kind == LOCAL for run_id in chosen):
             changes = {"slurm._target_": LOCAL_TARGET, **changes}
         points = manifest.points_of(sweep, chosen, changes)
         require(points)
