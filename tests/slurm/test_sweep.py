@@ -9,8 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from slurm import local
 
 
 def records(runs: Path) -> dict[str, list[dict]]:
@@ -198,10 +201,28 @@ def test_the_first_rank_to_fail_is_named_and_the_other_does_not_hang(fulcrum, ti
     process = start(*sweep, cwd=tmp_path)
     while process.poll() is None and not rows_since(tmp_path / "runs"):
         time.sleep(0.05)
-    os.kill(max(workers_of(tmp_path / "runs")), signal.SIGKILL)  # started last: rank 1
+    (rank_1,) = [
+        worker
+        for worker in workers_of(tmp_path / "runs")
+        if b"RANK=1" in Path(f"/proc/{worker}/environ").read_bytes().split(b"\0")
+    ]
+    os.kill(rank_1, signal.SIGKILL)
     assert process.wait(timeout=60) == 1
     (summary,) = summaries(tmp_path).values()
     assert summary["status"] == "failed" and summary["stop_reason"].startswith("rank 1: killed by SIGKILL")
+
+
+def test_of_processes_seen_to_end_at_once_the_killed_one_is_to_blame(tmp_path):
+    wrong, killed = subprocess.Popen(["false"]), subprocess.Popen(["sleep", "60"])
+    killed.kill()
+    wrong.wait(), killed.wait()
+    run = local.Running(SimpleNamespace(folder=tmp_path), [wrong, killed], os.open(tmp_path, os.O_RDONLY), 0, 0)
+    (tmp_path / "output.log").touch()
+    (tmp_path / "summary.json").write_text('{"status": "failed", "stop_reason": "connection reset"}')
+    assert local.ended(run)
+    local.conclude(run)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["stop_reason"] == "rank 1: killed by SIGKILL; then connection reset"
 
 
 def test_one_damaged_record_does_not_stop_the_others(fulcrum, tiny, tmp_path):
