@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def report_command(cfg: DictConfig) -> None:
     """Writes the report of the runs below `cfg.runs` and prints where it is and the law that it found."""
-    from scaling.report import Settings, write_report
+    from scaling.reports.write import Settings, write_report
 
     if cfg.runs is None:
         raise ValueError("report needs runs=<folder of runs>, as in runs=runs/quickstart.")

@@ -212,5 +212,5 @@ def test_a_fit_survives_json():
 
 
 def test_scaling_imports_without_torch():
-    code = "import sys, scaling.commands, scaling.report, scaling.allocate; sys.exit('torch' in sys.modules)"
+    code = "import sys, scaling.commands, scaling.reports.write, scaling.allocate; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

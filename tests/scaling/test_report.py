@@ -4,9 +4,9 @@ from html.parser import HTMLParser
 import pytest
 
 from scaling.drawing import FORMATS
-from scaling.report import write_report
-from scaling.report_page import Cell, math, table
-from scaling.report_records import Settings
+from scaling.reports.page import Cell, math, table
+from scaling.reports.records import Settings
+from scaling.reports.write import write_report
 from scaling.wording import flops, short, three
 
 QUICK = Settings(starts=32, bootstrap=60)

@@ -7,8 +7,8 @@ import pytest
 from data.records import load_curves, load_runs
 from scaling.compare_schedules import rank
 from scaling.naming import schedule_names
-from scaling.report_records import Records, Settings
-from scaling.report_schedules import schedules
+from scaling.reports.records import Records, Settings
+from scaling.reports.schedules import schedules
 
 SEQUENCE, BATCH = 128, 8
 BUDGETS = [SEQUENCE * BATCH * steps for steps in (10, 20, 40)]

@@ -9,11 +9,11 @@ import pytest
 
 from data.records import load_curves, load_runs
 from scaling.compare_ramps import compare, ranges
-from scaling.figures_optim import ramp_losses
 from scaling.naming import ramp_names
-from scaling.report import write_report
-from scaling.report_records import Records, Settings
-from scaling.report_seesaw import seesaw
+from scaling.reports.figures_optim import ramp_losses
+from scaling.reports.records import Records, Settings
+from scaling.reports.seesaw import seesaw
+from scaling.reports.write import write_report
 
 BUDGET, SEQUENCE, SEED_NOISE = 128 * 960, 128, 0.004
 CONSTANT = {"_target_": "optim.ramps.ConstantBatch"}

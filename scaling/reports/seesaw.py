@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scaling import figures_optim
 from scaling.compare_ramps import (
     AGREES,
     COSTS,
@@ -26,8 +25,9 @@ from scaling.compare_ramps import (
     significant,
 )
 from scaling.naming import in_order
-from scaling.report_page import Cell, Figure, Section, escape, figure, listing, paragraph, section, table
-from scaling.report_records import Records
+from scaling.reports import figures_optim
+from scaling.reports.page import Cell, Figure, Section, escape, figure, listing, paragraph, section, table
+from scaling.reports.records import Records
 from scaling.seeds import ENOUGH
 from scaling.wording import DASH, between, plain, short, signed
 

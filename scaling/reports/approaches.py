@@ -9,8 +9,8 @@ import pandas as pd
 
 from scaling import isoflop
 from scaling.fit import Fit
-from scaling.report_page import Cell, escape, listing, paragraph, table
-from scaling.report_records import Records
+from scaling.reports.page import Cell, escape, listing, paragraph, table
+from scaling.reports.records import Records
 from scaling.wording import between, three
 
 Exponent = tuple[float, float, float]  # value, and the ends of its 90 % interval

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from scaling import figures_optim
 from scaling.compare_schedules import PLACE, Ranking, rank, results_at
-from scaling.report_page import Cell, Figure, Section, escape, figure, listing, paragraph, section, table
-from scaling.report_records import Records
+from scaling.reports import figures_optim
+from scaling.reports.page import Cell, Figure, Section, escape, figure, listing, paragraph, section, table
+from scaling.reports.records import Records
 from scaling.seeds import ENOUGH
 from scaling.wording import DASH, between, plain, short, signed
 

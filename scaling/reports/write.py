@@ -19,13 +19,14 @@ import pandas as pd
 
 from data.files import read_json, write_atomic, write_json
 from data.records import load_curves, load_runs
-from scaling import drawing, figures
+from scaling import drawing
 from scaling.naming import described
-from scaling.report_chinchilla import chinchilla
-from scaling.report_page import Cell, Figure, Section, escape, figure, page, paragraph, section, table
-from scaling.report_records import Records, Settings
-from scaling.report_schedules import schedules
-from scaling.report_seesaw import seesaw
+from scaling.reports import figures
+from scaling.reports.chinchilla import chinchilla
+from scaling.reports.page import Cell, Figure, Section, escape, figure, page, paragraph, section, table
+from scaling.reports.records import Records, Settings
+from scaling.reports.schedules import schedules
+from scaling.reports.seesaw import seesaw
 from scaling.wording import cell, choices, has_branches, heading, results, short, shown
 
 _DEFAULT_SECTIONS = ("chinchilla",)

@@ -7,16 +7,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scaling import figures, next_runs
+from scaling import next_runs
 from scaling.allocate import Allocation, allocate, family
 from scaling.choose import Holdout
 from scaling.design import plan_next
 from scaling.fit import Fit, Huber, fit
 from scaling.keep import numbers as fit_numbers
 from scaling.laws import Chinchilla
-from scaling.report_approaches import approaches
-from scaling.report_page import Cell, Figure, Section, escape, figure, listing, math, paragraph, section, table
-from scaling.report_records import Records
+from scaling.reports import figures
+from scaling.reports.approaches import approaches
+from scaling.reports.page import Cell, Figure, Section, escape, figure, listing, math, paragraph, section, table
+from scaling.reports.records import Records
 from scaling.wording import between, flops, minima, short, thousandth, three
 
 _NEXT_RUNS = 8
