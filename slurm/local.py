@@ -269,8 +269,8 @@ def ended(run: Running) -> bool:
     codes = [process.poll() for process in run.processes]
     failed = [rank for rank, code in enumerate(codes) if code not in (None, 0, PREEMPTED_EXIT)]
     if failed and run.failed_at is None:
-        # of those seen at once, one that was killed: the others saw it go
-        run.failed_at, run.failed_rank = time.monotonic(), min(failed, key=lambda rank: codes[rank] > 0)
+        killed = [rank for rank in failed if (codes[rank] or 0) < 0]  # of those seen at once: the others saw it go
+        run.failed_at, run.failed_rank = time.monotonic(), (killed or failed)[0]
     if run.failed_at is not None and time.monotonic() - run.failed_at > GRACE:
         for process in run.processes:
             process.kill()
