@@ -139,6 +139,10 @@ class RunWriter:
         """Brings the rows to the disk: a checkpoint must not outlive the rows before it."""
         os.fsync(self._metrics.fileno())
 
+    def last(self, tokens: int) -> Mapping[str, Any]:
+        """The row logged after `tokens`, where the last row is that one; else {}."""
+        return self._rows[-1] if self._rows and self._rows[-1]["tokens"] == tokens else {}
+
     def final(self) -> dict[str, Any]:
         """The values a run ends with: `loss` is the mean over the rows of the last tenth, the others are the last."""
         if not self._rows:

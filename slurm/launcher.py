@@ -16,7 +16,8 @@ from omegaconf import DictConfig
 from conf.branches import without_parent
 from conf.errors import user_errors
 from conf.points import Point, compose_config, expand, listed
-from data.records import COMPLETED, DIVERGED, live_holder, lock_run
+from conf.search import searched
+from data.records import COMPLETED, DIVERGED, PREEMPTED_EXIT, live_holder, lock_run
 from slurm import background, manifest
 from slurm.display import branched, short_labels
 from slurm.dry_run import describe
@@ -26,22 +27,27 @@ from slurm.states import standing
 
 
 def launch(overrides: Sequence[Sequence[str]]) -> None:
-    """Validates and runs the points; ends the process with the sweep's exit code unless all completed. A dry run only
-    validates and describes them."""
+    """Validates and runs the points, and those that a search adds to them; ends the process with the sweep's exit code
+    unless all completed. A dry run only validates and describes them."""
     stop = Stop()
     with user_errors():
-        points = expand(overrides)
+        points = searched(expand(overrides))
         if any(re.match(r"\+*slurm[.=]", text) for own in overrides for text in own):
             print("warning: `fulcrum train` ignores slurm: it trains on this machine, here and now.", file=sys.stderr)
         if any(point.config["dry_run"] for point in points):
             print(describe(points))
             return
-        check_launch(points)
-        refuse_live(points)
-        prepare_data(points, stop)
-        refuse_live(points)  # preparing takes its time, and two sweeps may have been started at once
-        with recorded(points):
-            code = run_points(points, stop)
+        while True:
+            check_launch(points)
+            refuse_live(points)
+            prepare_data(points, stop)
+            refuse_live(points)  # preparing takes its time, and two sweeps may have been started at once
+            with recorded(points):
+                code = run_points(points, stop)
+            longer = points if code == PREEMPTED_EXIT else searched(points)
+            if len(longer) == len(points):
+                break
+            points = longer
     if code:
         sys.exit(code)
 

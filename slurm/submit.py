@@ -13,6 +13,7 @@ from typing import IO, Any
 from conf.branches import needs_parent
 from conf.errors import user_errors
 from conf.points import Point, expand
+from conf.search import searched
 from data.files import read_yaml
 from data.prepare import cache_folder
 from data.records import COMPLETED, DIVERGED
@@ -32,7 +33,7 @@ LOCAL_TARGET = "slurm.resources.Local"
 def submit(overrides: Sequence[Sequence[str]]) -> None:
     """`fulcrum slurm submit`: hands over the points that are new."""
     with user_errors():
-        points = expand(overrides, "submit")
+        points = searched(expand(overrides, "submit"), "submit")
         local = is_local(points)
         if any(point.config["dry_run"] for point in points):
             print(describe(points))

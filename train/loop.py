@@ -16,6 +16,7 @@ from data.records import COMPLETED, DIVERGED, PREEMPTED, RunWriter, checkpoint_f
 from train import checkpoint
 from train.run import Run
 from train.step import Asked, StepResult, evaluate, optimizer_step
+from train.stopping import Stopping, evaluations
 
 STOP_REASONS = {COMPLETED: "budget", DIVERGED: "non-finite loss or gradient"}
 
@@ -27,7 +28,6 @@ def train(run: Run, life: dict[str, Any], stop_requested: Callable[[], str | Non
     """
     plan, length, launch = run.plan, run.plan.sequence_length, run.config["launch"]
     log_every = launch["log_every_tokens"] or plan.total_tokens / 200
-    eval_every = run.config["eval"]["every_tokens"] or plan.total_tokens / 5
     save_every = launch["checkpoint"]["every_tokens"] or plan.total_tokens / 8
     save_seconds = 60 * (launch["checkpoint"]["every_minutes"] or math.inf)
 
@@ -36,10 +36,14 @@ def train(run: Run, life: dict[str, Any], stop_requested: Callable[[], str | Non
     record = RunWriter(run.folder, tokens, life) if run.fabric.is_global_zero else None
     telemetry = run.telemetry
     telemetry.start(tokens, seconds)
+    due = evaluations(run.config["eval"]["every_tokens"] or plan.total_tokens / 5, run.config["eval"]["growth"])
+    next_evaluation = next(at for at in due if at > tokens)
+    stopping = Stopping(run.folder, run.config)
     saved_at, stop, profile = time.monotonic(), False, False
     diverged: dict[str, Any] = {}
+    early = run.fabric.broadcast(stopping.reason(record.last(tokens)) if record else None)  # killed when it had ended
 
-    while tokens < plan.final_tokens and not stop:
+    while tokens < plan.final_tokens and not stop and not early:
         lr, batch_size = plan.at(tokens)
         before, after = tokens, tokens + batch_size * length
         done, log = after == plan.final_tokens, passes(before, after, log_every)
@@ -70,7 +74,8 @@ def train(run: Run, life: dict[str, Any], stop_requested: Callable[[], str | Non
         run.averages.update(step)
 
         evaluation = {}
-        if done or passes(before, after, eval_every):
+        if done or tokens >= next_evaluation:
+            next_evaluation = next(at for at in due if at > tokens)
             with telemetry.clock("evaluation"):
                 evaluation = evaluate_held_out(run, step)
         if evaluation or log:
@@ -93,7 +98,9 @@ def train(run: Run, life: dict[str, Any], stop_requested: Callable[[], str | Non
                 record.log(row)
             for logger in run.loggers:
                 logger.log_metrics({k: v for k, v in row.items() if v is not None}, step)
-        if done or stop or result.save or tokens in run.checkpoints.marks or passes(before, after, save_every):
+            if stopping.loss is not None and evaluation and not done:
+                early = run.fabric.broadcast(stopping.reason(row) if record else None)
+        if done or stop or early or result.save or tokens in run.checkpoints.marks or passes(before, after, save_every):
             if record:
                 record.sync()  # a checkpoint must not outlive the rows before it
             with telemetry.clock("checkpoint"):
@@ -101,9 +108,9 @@ def train(run: Run, life: dict[str, Any], stop_requested: Callable[[], str | Non
             saved_at = time.monotonic()
 
     run.checkpoints.wait()
-    status = DIVERGED if diverged else COMPLETED if tokens == plan.final_tokens else PREEMPTED
+    status = DIVERGED if diverged else COMPLETED if early or tokens == plan.final_tokens else PREEMPTED
     if record:
-        reason = STOP_REASONS.get(status) or stop_requested() or "a signal to another rank"
+        reason = early or STOP_REASONS.get(status) or stop_requested() or "a signal to another rank"
         record.close(status, reason, record.final() | diverged)
     for logger in run.loggers:
         logger.finalize("success" if status == COMPLETED else "failed")

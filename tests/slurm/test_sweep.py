@@ -1,8 +1,10 @@
 """Sweeps as a user runs them: real processes, real signals."""
 
 import json
+import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -234,6 +236,19 @@ def test_one_damaged_record_does_not_stop_the_others(fulcrum, tiny, tmp_path):
     again = fulcrum(*sweep)
     assert again.returncode == 1 and "1 of 2 points completed" in again.stderr
     assert f"{folder.name} could not be started" in again.stderr and "lives.jsonl, line 1" in again.stderr
+
+
+def test_a_search_goes_on_until_its_best_is_bracketed_and_then_trains_nothing(fulcrum, tiny, tmp_path):
+    search = ["train", *tiny, "launch.search.over=[peak_lr]", "launch.search.factor=30", "peak_lr=1e-2"]
+    first = fulcrum(*search, "total_tokens=1920")
+    found = {}
+    for folder in (tmp_path / "runs" / "default").glob("r*"):
+        loss = json.loads((folder / "summary.json").read_text()).get("eval_loss", math.inf)
+        found[float(re.search(r"^peak_lr: (.*)$", (folder / "config.yaml").read_text(), re.M)[1])] = loss
+    rates = sorted(found)
+    assert rates[0] < min(rates, key=found.get) < rates[-1], first.stderr
+    again = fulcrum(*search, "total_tokens=1920")
+    assert f"{len(rates)} points: {len(rates)} finished, 0 to train" in again.stderr
 
 
 def test_a_live_run_is_refused_by_a_second_sweep(fulcrum, tiny, tmp_path):
