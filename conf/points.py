@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from conf.branches import NO_PARENT, begin, check_same, keep_marks, parent_overrides, quoted, without_parent
 from conf.schema import Config
 from conf.typed import coerce
-from data.files import read_json, read_yaml
+from data.files import flatten, read_json, read_yaml
 from data.records import COMPLETED, read_metrics
 from data.tokenizers import vocab_size_of
 from optim.groups import Group
@@ -71,7 +71,7 @@ class Point:
     @property
     def optimizer_groups(self) -> list[Group]:
         """Which parameters take which rule."""
-        return instantiate(self.config["optimizer"]).groups(self.shape.parameters(), self.plan)
+        return instantiate(self.config["optimizer"]).groups(self.shape.parameters(), self.plan, self.shape.growth)
 
 
 def expand(points: Sequence[Sequence[str]], config_name: str = "config") -> list[Point]:
@@ -160,6 +160,8 @@ def compose_config(overrides: Sequence[str], config_name: str = "config") -> dic
     plain = {key: plain[key] for key in (field.name for field in fields(Config))}  # without a command's own options
     if plain["parent"] == {"tokens": None, "overrides": []}:
         plain["parent"] = None
+    if plain["stop_when"] and plain["stop_when"]["loss"] is None and plain["stop_when"]["rivals"] is None:
+        plain["stop_when"] = None
     plain["launch"]["experiment"] = plain["launch"]["experiment"] or experiment or "default"
     return plain  # type: ignore[return-value]
 
@@ -176,6 +178,7 @@ def resolve(config: dict[str, Any], overrides: list[str]) -> Point:
     )
     _check(launch["retry"] in (None, "diverged"), "launch.retry", launch["retry"], "use `diverged` or null")
     _check(launch["checkpoint"]["keep"] >= 1, "launch.checkpoint.keep", launch["checkpoint"]["keep"], "use at least 1")
+    _check(launch["search"]["factor"] > 1, "launch.search.factor", launch["search"]["factor"], "use more than 1")
     minutes = launch["checkpoint"]["every_minutes"]
     _check(minutes is None or minutes > 0, "launch.checkpoint.every_minutes", minutes, "use a positive number, or null")
     for key in ("collective_timeout", "tokens_per_second"):
@@ -226,7 +229,7 @@ def resolve(config: dict[str, Any], overrides: list[str]) -> Point:
     strategy, optimizer = instantiate(launch["strategy"]), instantiate(config["optimizer"])
     strategy.check(launch["devices"])
     check_optimizer(strategy, optimizer)
-    optimizer.groups(shape.parameters(), plan)  # refuses what this model and plan leave no room for
+    optimizer.groups(shape.parameters(), plan, shape.growth)  # refuses what this model and plan leave no room for
     weights, sources = config["data"]["weights"], config["data"]["sources"]
     _check(isinstance(sources, dict) and bool(sources), "data.sources", sources, "give at least one source by name")
     good = isinstance(weights, dict) and all(isinstance(w, int | float) and w > 0 for w in weights.values())
@@ -234,6 +237,7 @@ def resolve(config: dict[str, Any], overrides: list[str]) -> Point:
     _check(
         weights is None or set(weights) == set(sources), "data.weights", weights, f"name each of {sorted(sources)} once"
     )
+    launch["rivals"] = _rivals(config)
     run_id = "r" + hashlib.sha256(canonical_json(identity(config)).encode()).hexdigest()[:11]
     folder = Path(launch["runs"]).resolve() / launch["experiment"] / run_id
     point = Point(run_id, folder, config, plan, shape)
@@ -265,6 +269,23 @@ def canonical_json(value: Any) -> str:
     return json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
+def _rivals(config: dict[str, Any]) -> str | None:
+    """The hash that runs have in common which race for one loss: of the identity without stop_when.rivals."""
+    wanted = config["stop_when"]
+    if wanted is None:
+        return None
+    _check(wanted["loss"] is not None, "stop_when.rivals", wanted["rivals"], "give the stop_when.loss they race for")
+    _check(wanted["beaten_by"] >= 1, "stop_when.beaten_by", wanted["beaten_by"], "use 1 or more")
+    if wanted["rivals"] is None:
+        return None
+    common = dict(flatten(identity(config)))
+    for key in wanted["rivals"]:
+        of_key = [name for name in common if name == key or name.startswith(f"{key}.")]
+        _check(bool(of_key), "stop_when.rivals", key, "it is no key of what the run is; peak_lr is one")
+        common = {name: value for name, value in common.items() if name not in of_key}
+    return hashlib.sha256(canonical_json(common).encode()).hexdigest()[:11]
+
+
 # ---------------------------------------------------------------------------------------------------- checks
 
 
@@ -291,6 +312,8 @@ def _whole_tokens(config: dict[str, Any]) -> dict[str, Any]:
     for key in EVERY_TOKENS:
         value = OmegaConf.select(OmegaConf.create(config), key)
         _check(value is None or value > 0, key, value, "use a positive number of tokens, or null")
+    growth = config["eval"]["growth"]
+    _check(growth is None or growth > 1, "eval.growth", growth, "use a factor above 1, as 1.2, or null")
     length = config["sequence_length"]
     _check(length >= 1, "sequence_length", length, "use at least 1")
     if config["total_tokens"] >= length and config["ramp"].get("rounding") != "reference":

@@ -20,6 +20,20 @@ class Eval:
     """held-out tokens that are evaluated, the same ones each time"""
     every_tokens: float | None = None
     """training tokens between evaluations; null: a fifth of the budget. The end is always evaluated"""
+    growth: float | None = None
+    """evaluations come at every_tokens times the powers of this instead; null: at its multiples"""
+
+
+@dataclass
+class StopWhen:
+    """Ends a run at an evaluation before its budget; the summary's stop_reason says `target` or `hopeless`."""
+
+    loss: float | None = None
+    """a held-out loss, of the weights or any average of them, at or below this ends the run; null: none does"""
+    rivals: list[str] | None = None
+    """keys, as [peak_lr]: runs that differ in these alone race for the loss"""
+    beaten_by: float = 1.25
+    """a run ends when it has spent this many times the tokens on which a rival reached the loss"""
 
 
 @dataclass
@@ -44,6 +58,18 @@ class Parent:
     """tokens of the parent after which the branch goes on, rounded down to the end of a step; null: no branch"""
     overrides: list[str] = field(default_factory=list)
     """what the parent does differently, as [schedule=constant,total_tokens=4e6]"""
+
+
+@dataclass
+class Search:
+    """Goes on beyond the points that were asked for until the best of them has neighbours on all sides."""
+
+    over: list[str] = field(default_factory=list)
+    """keys that are searched, each swept over at least one number; none: no search"""
+    factor: float = 2.0
+    """between neighbours"""
+    most: int = 9
+    """values, or combinations of values, that are tried in all"""
 
 
 @dataclass
@@ -76,6 +102,9 @@ class Launch:
     """points that train at once; null: on CPU one per core, at most as many as there are points; on CUDA one"""
     threads: int | None = None
     """CPU threads per process; null: cores / (parallel * devices)"""
+    search: Search = field(default_factory=Search)
+    rivals: str | None = None
+    """what the runs that race for one loss have in common (stop_when.rivals); written by the launcher"""
     retry: str | None = None
     """`diverged` runs such points again, from the start"""
     log_every_tokens: float | None = None
@@ -135,6 +164,8 @@ class Config:
     """averages of the weights by name, each evaluated as eval_loss_<name>: group `averages`, or
     +averages.tail={_target_:optim.averaging.Tail,start:0.8}"""
     eval: Eval = field(default_factory=Eval)
+    stop_when: StopWhen | None = field(default_factory=StopWhen)
+    """what ends the run before its budget; of no use to laws of final losses, which leave such runs out"""
     slurm: dict[str, Any] = MISSING
     """what a point's job asks of Slurm, or `slurm=local`: group `slurm`; not part of the identity"""
     launch: Launch = field(default_factory=Launch)
@@ -152,10 +183,30 @@ class PlanConfig(Config):
     """file of the picture: .svg, .pdf, .png or .html"""
 
 
+def _number(value: float) -> float | int:
+    return int(value) if value.is_integer() else value
+
+
 # arithmetic in YAML: total_tokens: ${mul:20,${vars.parameters}}
 OmegaConf.register_new_resolver("mul", lambda *factors: math.prod(float(f) for f in factors), replace=True)
+OmegaConf.register_new_resolver("add", lambda *terms: sum(float(t) for t in terms), replace=True)
 OmegaConf.register_new_resolver("pow", lambda a, b: float(a) ** float(b), replace=True)
+OmegaConf.register_new_resolver("min", lambda *terms: _number(min(float(t) for t in terms)), replace=True)
 OmegaConf.register_new_resolver("div", lambda a, b: float(a) / float(b), replace=True)
 
 ConfigStore.instance().store(name="schema", node=Config)
 ConfigStore.instance().store(name="plan_schema", node=PlanConfig)
+
+
+def tokens_for(flops: float, *, _root_: Any) -> float:
+    """The tokens on which training the configured model costs `flops`, exact for its shape and sequences."""
+    from hydra.utils import instantiate
+
+    from data.tokenizers import vocab_size_of
+
+    plain: dict[str, Any] = {key: OmegaConf.to_container(_root_[key], resolve=True) for key in ("model", "tokenizer")}
+    shape = instantiate(plain["model"], vocab_size=plain["model"]["vocab_size"] or vocab_size_of(plain["tokenizer"]))
+    return float(flops) / float(shape.flops_per_token(_root_["sequence_length"]))
+
+
+OmegaConf.register_new_resolver("tokens_for", tokens_for, replace=True)

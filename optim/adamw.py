@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from optim.groups import OptimizerSettings
+from optim.groups import STANDARD, OptimizerSettings
+from optim.mup import ADAM, Exponents, Growth
 from optim.plan import Plan
 
 if TYPE_CHECKING:
@@ -27,10 +28,17 @@ class AdamW(OptimizerSettings):
         self.check_share("beta1", "beta2")
         self.check_not_negative("eps")
 
+    @property
+    def mup(self) -> Exponents:
+        return ADAM
+
     def build(
-        self, named_parameters: "Iterable[tuple[str, torch.nn.Parameter]]", plan: Plan
+        self,
+        named_parameters: "Iterable[tuple[str, torch.nn.Parameter]]",
+        plan: Plan,
+        growth: Growth = STANDARD,
     ) -> "torch.optim.Optimizer":
         """The optimizer, at rate 0: the loop sets the rate of every step from the plan."""
         from optim.updates import adamw, configured, param_groups
 
-        return configured(adamw(param_groups(self, named_parameters, plan), self.beta1, self.beta2, self.eps))
+        return configured(adamw(param_groups(self, named_parameters, plan, growth), self.beta1, self.beta2, self.eps))

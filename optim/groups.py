@@ -1,8 +1,9 @@
 """What every optimizer's settings share: which parameters form a group, and how their weights decay. No torch.
 
-    settings.groups(shapes, plan) -> [Group, ...]      names and shapes of the parameters -> who updates what
+    settings.groups(shapes, plan, growth) -> [Group, ...]      names and shapes of the parameters -> who updates what
 
-The same function groups the real parameters when the optimizer is built and the planned ones in a dry run.
+The same function groups the real parameters when the optimizer is built and the planned ones in a dry run. muP's rates
+(`optim.mup`) are groups' multiples of the plan's rate, so they hold under every strategy.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,10 +11,13 @@ from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
+from optim.mup import Exponents, Growth, is_hidden, rate_factor
 from optim.plan import Plan
 
 Shapes = Mapping[str, tuple[int, ...]]
 """name of a parameter -> its shape, in the model's order"""
+
+STANDARD = Growth()
 
 
 class Group(NamedTuple):
@@ -34,10 +38,7 @@ class Group(NamedTuple):
 
 def hidden_matrices(shapes: Shapes) -> list[str]:
     """2-D weights that are neither embedding nor output head, whose rows are tokens and not directions."""
-    return [name for name, shape in shapes.items() if len(shape) == 2 and name.split(".")[0] not in _TOKEN_TABLES]
-
-
-_TOKEN_TABLES = ("embedding", "head")
+    return [name for name, shape in shapes.items() if is_hidden(name, shape)]
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,46 @@ class OptimizerSettings:
             if not getattr(self, key) > 0:
                 raise ValueError(f"optimizer.{key}={getattr(self, key)} must be positive.")
 
-    def groups(self, shapes: Shapes, plan: Plan) -> list[Group]:
-        """Matrices, which decay, and vectors, which do not. ValueError where the plan leaves no room for the decay."""
+    @property
+    def mup(self) -> Exponents | None:
+        """How the rates follow the width under muP; None: not known."""
+        return None
+
+    def groups(self, shapes: Shapes, plan: Plan, growth: Growth = STANDARD) -> list[Group]:
+        """Matrices, which decay, and vectors, which do not, apart where muP gives them different rates.
+
+        ValueError where the plan leaves no room for the decay, or muP has no rule for the optimizer.
+        """
         name = type(self).__name__
         matrices = [key for key, shape in shapes.items() if len(shape) >= 2]
         vectors = [key for key, shape in shapes.items() if len(shape) < 2]
-        groups = [self.group(name, matrices, shapes, plan), self.group(name, vectors, shapes, plan, decays=False)]
-        return [group for group in groups if group.names]
+        return [
+            *self.alike(name, matrices, shapes, plan, growth, self.mup),
+            *self.alike(name, vectors, shapes, plan, growth, self.mup, decays=False),
+        ]
+
+    def alike(
+        self,
+        optimizer: str,
+        names: Sequence[str],
+        shapes: Shapes,
+        plan: Plan,
+        growth: Growth,
+        exponents: Exponents | None,
+        decays: bool = True,
+        lr_scale: float = 1.0,
+    ) -> list[Group]:
+        """A group for each rate that muP gives to these parameters; one, or none without parameters, at `STANDARD`."""
+        if exponents is None and growth != STANDARD:
+            raise ValueError(
+                f"model.parametrization=mup: optimizer {optimizer} has no rate there that is known to transfer between "
+                "widths. Use adamw, sgd, normalized_sgd, lion, muon, swan or shampoo, or model.parametrization=null."
+            )
+        same: dict[float, list[str]] = {}
+        for name in names:
+            factor = 1.0 if exponents is None else rate_factor(exponents, growth, name, shapes[name])
+            same.setdefault(factor, []).append(name)
+        return [self.group(optimizer, those, shapes, plan, decays, lr_scale, factor) for factor, those in same.items()]
 
     def group(
         self,
@@ -98,14 +132,16 @@ class OptimizerSettings:
         plan: Plan,
         decays: bool = True,
         lr_scale: float = 1.0,
+        mup_factor: float = 1.0,
     ) -> Group:
+        lr_scale *= mup_factor
         rate = plan.peak_lr * lr_scale
         steps = plan.total_tokens / (int(plan.segments.batch_size[0]) * plan.sequence_length)  # at the first batch
         if self.timescale is not None:
             decay = 1 / (self.timescale * rate * steps)
         else:
             assert self.weight_decay is not None
-            decay = self.weight_decay
+            decay = self.weight_decay / mup_factor  # a step shrinks the weights by as much at every width
         largest = rate  # of all steps; a ramp may raise the rate above the peak
         if self.decay_follows_schedule is not False:
             largest = max(rate, float(plan.steps().lr.max()) * lr_scale)

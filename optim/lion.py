@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from optim.groups import OptimizerSettings
+from optim.groups import STANDARD, OptimizerSettings
+from optim.mup import ADAM, Exponents, Growth
 from optim.plan import Plan
 
 if TYPE_CHECKING:
@@ -25,13 +26,20 @@ class Lion(OptimizerSettings):
         super().__post_init__()
         self.check_share("beta1", "beta2")
 
+    @property
+    def mup(self) -> Exponents:
+        return ADAM
+
     def build(
-        self, named_parameters: "Iterable[tuple[str, torch.nn.Parameter]]", plan: Plan
+        self,
+        named_parameters: "Iterable[tuple[str, torch.nn.Parameter]]",
+        plan: Plan,
+        growth: Growth = STANDARD,
     ) -> "torch.optim.Optimizer":
         """The optimizer, at rate 0: the loop sets the rate of every step from the plan."""
         from optim.updates import DirectionOptimizer, configured, param_groups
 
-        return configured(DirectionOptimizer(param_groups(self, named_parameters, plan), self.direction))
+        return configured(DirectionOptimizer(param_groups(self, named_parameters, plan, growth), self.direction))
 
     def direction(self, gradient: "Tensor", state: dict[str, Any]) -> "Tensor":
         if not state:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING, Any
 
-from optim.groups import Group, OptimizerSettings, Shapes, hidden_matrices
+from optim.groups import STANDARD, Group, OptimizerSettings, Shapes, hidden_matrices
+from optim.mup import ADAM, Exponents, Growth
 from optim.plan import Plan
 
 if TYPE_CHECKING:
@@ -28,6 +29,11 @@ def adjustment(adjust_lr: str, rows: int, columns: int) -> float:
     if adjust_lr == "original":
         return sqrt(max(1, rows / columns))
     return 0.2 * sqrt(max(rows, columns)) if adjust_lr == "match_rms_adamw" else 1.0
+
+
+def adjusted(adjust_lr: str) -> Exponents:
+    """muP's exponents of a rule whose updates have singular values near 1 times the `adjustment`."""
+    return Exponents(-0.5 if adjust_lr == "match_rms_adamw" else 0, ADAM.others)
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class MatrixOptimizer(OptimizerSettings, ABC):
     def direction(self, gradient: "Tensor", state: dict[str, Any]) -> "Tensor":
         """The update of one matrix, to be multiplied by the rate; `state` is what the rule keeps between steps."""
 
-    def groups(self, shapes: Shapes, plan: Plan) -> list[Group]:
+    def groups(self, shapes: Shapes, plan: Plan, growth: Growth = STANDARD) -> list[Group]:
         """Hidden matrices; then AdamW's: the other matrices, which decay, and vectors, which do not."""
         name = type(self).__name__
         hidden = hidden_matrices(shapes)
@@ -68,19 +74,21 @@ class MatrixOptimizer(OptimizerSettings, ABC):
         tables = [key for key, shape in shapes.items() if len(shape) >= 2 and key not in set(hidden)]
         vectors = [key for key, shape in shapes.items() if len(shape) < 2]
         scale = self.adamw_lr_scale
-        groups = [
-            self.group(name, hidden, shapes, plan),
-            self.group("AdamW", tables, shapes, plan, lr_scale=scale),
-            self.group("AdamW", vectors, shapes, plan, lr_scale=scale, decays=False),
+        return [
+            *self.alike(name, hidden, shapes, plan, growth, self.mup),
+            *self.alike("AdamW", tables, shapes, plan, growth, ADAM, lr_scale=scale),
+            *self.alike("AdamW", vectors, shapes, plan, growth, ADAM, lr_scale=scale, decays=False),
         ]
-        return [group for group in groups if group.names]
 
     def build(
-        self, named_parameters: "Iterable[tuple[str, torch.nn.Parameter]]", plan: Plan
+        self,
+        named_parameters: "Iterable[tuple[str, torch.nn.Parameter]]",
+        plan: Plan,
+        growth: Growth = STANDARD,
     ) -> "torch.optim.Optimizer":
         """The optimizer, at rate 0: the loop sets the rate of every step from the plan."""
         from optim.updates import DirectionOptimizer, adamw, configured, param_groups
 
-        own, *rest = param_groups(self, named_parameters, plan)
+        own, *rest = param_groups(self, named_parameters, plan, growth)
         others = adamw(rest, self.adamw_beta1, self.adamw_beta2, self.adamw_eps) if rest else None
         return configured(DirectionOptimizer([own], self.direction, others))

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from optim.matrix import MatrixOptimizer, adjustment
+from optim.matrix import MatrixOptimizer, adjusted, adjustment
+from optim.mup import Exponents
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +33,10 @@ class Muon(MatrixOptimizer):
         self.check_adjustment(self.adjust_lr)
         if len(self.coefficients) != 3:
             raise ValueError(f"optimizer.coefficients={list(self.coefficients)}: give three numbers, a, b and c.")
+
+    @property
+    def mup(self) -> Exponents:
+        return adjusted(self.adjust_lr)
 
     def direction(self, gradient: "Tensor", state: dict[str, Any]) -> "Tensor":
         from optim.polar import quintic

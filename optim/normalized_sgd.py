@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from optim.groups import OptimizerSettings
+from optim.groups import STANDARD, OptimizerSettings
+from optim.mup import Exponents, Growth
 from optim.plan import Plan
 
 if TYPE_CHECKING:
@@ -29,15 +30,22 @@ class NormalizedSGD(OptimizerSettings):
         if self.norm not in NORMS:
             raise ValueError(f"optimizer.norm={self.norm!r} is unknown: use {' or '.join(NORMS)}.")
 
+    @property
+    def mup(self) -> Exponents:
+        return Exponents(0, 1 if self.norm == "global" else 0.5)
+
     def build(
-        self, named_parameters: "Iterable[tuple[str, torch.nn.Parameter]]", plan: Plan
+        self,
+        named_parameters: "Iterable[tuple[str, torch.nn.Parameter]]",
+        plan: Plan,
+        growth: Growth = STANDARD,
     ) -> "torch.optim.Optimizer":
         """The optimizer, at rate 0: the loop sets the rate of every step from the plan."""
         import torch
 
         from optim.updates import configured, param_groups
 
-        optimizer = configured(torch.optim.SGD(param_groups(self, named_parameters, plan), lr=0.0))
+        optimizer = configured(torch.optim.SGD(param_groups(self, named_parameters, plan, growth), lr=0.0))
         optimizer.register_step_pre_hook(self.normalize)
         return optimizer
 

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from optim.matrix import MatrixOptimizer, adjustment
+from optim.matrix import MatrixOptimizer, adjusted, adjustment
+from optim.mup import Exponents
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +31,10 @@ class Shampoo(MatrixOptimizer):
         self.check_not_negative("eps")
         self.check_positive("refresh_every")
         self.check_adjustment(self.adjust_lr)
+
+    @property
+    def mup(self) -> Exponents:
+        return adjusted(self.adjust_lr)
 
     def direction(self, gradient: "Tensor", state: dict[str, Any]) -> "Tensor":
         from optim.polar import inverse_root

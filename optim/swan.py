@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from optim.matrix import MatrixOptimizer
+from optim.mup import ADAM, Exponents
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +24,10 @@ class SWAN(MatrixOptimizer):
         self.check_positive("scale", "tolerance")
         if self.tolerance >= 0.1:
             raise ValueError(f"optimizer.tolerance={self.tolerance} is not near convergence: use less than 0.1.")
+
+    @property
+    def mup(self) -> Exponents:
+        return Exponents(-0.5, ADAM.others)
 
     def direction(self, gradient: "Tensor", state: dict[str, Any]) -> "Tensor":
         from optim.polar import normalized, polar

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optim.groups import Group, OptimizerSettings
+from optim.groups import STANDARD, Group, OptimizerSettings
+from optim.mup import Growth
 from optim.plan import Plan
 
 Direction = Callable[[Tensor, dict[str, Any]], Tensor]
@@ -21,11 +22,14 @@ Direction = Callable[[Tensor, dict[str, Any]], Tensor]
 
 
 def param_groups(
-    settings: OptimizerSettings, named_parameters: Iterable[tuple[str, torch.nn.Parameter]], plan: Plan
+    settings: OptimizerSettings,
+    named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
+    plan: Plan,
+    growth: Growth = STANDARD,
 ) -> list[dict[str, Any]]:
     """torch's parameter groups: `lr_scale` is read by the loop, `decay` and `decay_lr` by `decay_weights`."""
     named = dict(named_parameters)
-    groups = settings.groups({name: tuple(parameter.shape) for name, parameter in named.items()}, plan)
+    groups = settings.groups({name: tuple(parameter.shape) for name, parameter in named.items()}, plan, growth)
     return [_torch_group(group, [named[name] for name in group.names]) for group in groups]
 
 

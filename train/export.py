@@ -203,8 +203,12 @@ def llama_layout(shape: Shape, vocab_size: int, weights: Mapping[str, Tensor]) -
     """config.json and the weights by Hugging Face's names, of the parameters of `train.model.Transformer`.
 
     The rows of the padding beyond `vocab_size` ids are cut off: there they have logits -inf with us, and no mask there.
-    A tied head is left out, as `tie_word_embeddings` says. ValueError where the shape does not fit (`architecture`).
+    A tied head is left out, as `tie_word_embeddings` says. What muP divides logits and scores by is within the head and
+    the queries' gains or matrices; a tied head then differs from the embedding, and is written. ValueError where the
+    shape does not fit (`architecture`).
     """
+    growth = shape.growth
+    tied = shape.tied and growth.width == 1
     model_type, class_name = architecture(shape)
     config = {
         "architectures": [class_name],
@@ -222,7 +226,7 @@ def llama_layout(shape: Shape, vocab_size: int, weights: Mapping[str, Tensor]) -
         # transformers reads the first until version 4, the second since version 5
         "rope_theta": float(shape.rope_base),
         "rope_parameters": {"rope_type": "default", "rope_theta": float(shape.rope_base)},
-        "tie_word_embeddings": shape.tied,
+        "tie_word_embeddings": tied,
         "attention_bias": False,
         "attention_dropout": 0.0,
         **({} if shape.qk_norm else {"mlp_bias": False}),
@@ -231,6 +235,11 @@ def llama_layout(shape: Shape, vocab_size: int, weights: Mapping[str, Tensor]) -
     for name in shape.parameters():
         is_row_per_token = name in ("embedding.weight", "head.weight")
         renamed[_llama_name(name)] = weights[name][:vocab_size].clone() if is_row_per_token else weights[name]
+        if name.endswith("attention.q_norm.weight" if shape.qk_norm else "attention.q.weight") and growth.head != 1:
+            renamed[_llama_name(name)] = weights[name] / math.sqrt(growth.head)
+    if growth.width != 1:
+        head = weights["embedding.weight" if shape.tied else "head.weight"]
+        renamed[_llama_name("head.weight")] = head[:vocab_size] / growth.width
     return config, renamed
 
 

@@ -5,6 +5,8 @@
 RMSNorm without bias, rotary positions, grouped queries, QK-norm as an option, SwiGLU or GELU, tied or untied head,
 causal attention, within documents when their ids are given. The loss is computed inside, so that what gathers a split
 weight for its module's call (FSDP, ZeRO-3) gathers the head's. Parallel forms are applied from outside.
+Under muP (`optim.mup`) the logits of a model m times as wide as its base are divided by m, and the scores of heads that
+are g times as large by sqrt(g) more.
 
 Under bf16 the residual stream and the matrix products are bf16; norms, rotary embedding, softmax and loss are float32.
 A gain is rounded as a matrix is, so float32 weights under autocast and bf16 weights are one and the same function.
@@ -63,6 +65,8 @@ class Attention(nn.Module):
         self.k = nn.Linear(shape.d_model, shape.kv_heads * shape.d_head, bias=False)
         self.v = nn.Linear(shape.d_model, shape.kv_heads * shape.d_head, bias=False)
         self.out = nn.Linear(shape.n_heads * shape.d_head, shape.d_model, bias=False)
+        growth = shape.growth.head
+        self.scale = None if growth == 1 else 1 / math.sqrt(shape.d_head * growth)  # None: 1 / sqrt(d_head)
         if shape.qk_norm:
             self.q_norm, self.k_norm = RMSNorm(shape.d_head), RMSNorm(shape.d_head)
 
@@ -80,6 +84,7 @@ class Attention(nn.Module):
             v_BTGK.transpose(1, 2),
             attn_mask=mask_B1TT,
             is_causal=mask_B1TT is None,
+            scale=self.scale,
             enable_gqa=self.shape.kv_heads != self.shape.n_heads,
         )
         return self.out(out_BHTK.transpose(1, 2).reshape(B, T, -1))
@@ -113,13 +118,15 @@ class Head(nn.Module):
 
     def __init__(self, shape: Shape, vocab_size: int) -> None:
         super().__init__()
-        self.vocab_size = vocab_size
+        self.vocab_size, self.growth = vocab_size, shape.growth.width
         self.weight: Tensor = nn.Parameter(torch.empty(shape.vocab, shape.d_model))
         self.terms: Terms = softmax_terms
 
     def forward(
         self, x_BTD: Tensor, targets_BT: Tensor | None = None, z_loss: float = 0.0
     ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        if self.growth != 1:
+            x_BTD = x_BTD / self.growth
         if targets_BT is not None:
             x_ND, targets_N = x_BTD.flatten(0, 1), targets_BT.flatten()
             return linear_cross_entropy(x_ND, self.weight, targets_N, self.vocab_size, z_loss, terms=self.terms)
@@ -167,7 +174,8 @@ def initialize(model: Transformer, seed: int) -> None:
     """Draws each parameter from a generator of its own, seeded by (seed, its name): the same on every layout.
 
     Matrices N(0, 1/fan_in), those that write to the residual stream divided by sqrt(2 n_layers); the embedding N(0, 1)
-    (a token is one of its rows, so its fan-in is 1) unless the head shares it; gains 1.
+    (a token is one of its rows, so its fan-in is 1) unless the head shares it; gains 1. Under muP
+    the head is drawn as at the base width.
     """
     shape = model.shape
     for name, parameter in model.named_parameters():
@@ -179,6 +187,8 @@ def initialize(model: Transformer, seed: int) -> None:
             std /= math.sqrt(2 * shape.n_layers)
         elif name == "embedding.weight" and not shape.tied:
             std = 1.0
+        elif name in ("embedding.weight", "head.weight"):
+            std *= math.sqrt(shape.growth.width)
         digest = hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
         with torch.no_grad():

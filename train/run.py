@@ -113,7 +113,7 @@ def build_run(config: Mapping[str, Any], folder: Path) -> Run:
     prepare_blocks(model, launch["activation_checkpointing"], launch["compile"])
 
     def build_optimizer(module: nn.Module) -> Any:
-        return optimizer.build(module.named_parameters(), plan)
+        return optimizer.build(module.named_parameters(), plan, shape.growth)
 
     engine = strategy.engine(fabric, model, build_optimizer, config["clip_norm"])
     averages = {name: instantiate(average) for name, average in (config["averages"] or {}).items()}

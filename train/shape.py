@@ -10,6 +10,8 @@ the mask or the kernel. The backward pass costs twice the forward pass; recomput
 
 from dataclasses import dataclass
 
+from optim.mup import Growth
+
 VOCAB_MULTIPLE = 128  # the model's vocabulary is padded to a multiple of this, for the matrix units
 
 
@@ -46,6 +48,12 @@ class Shape:
     """base of the rotary frequencies"""
     vocab_size: int | None = None
     """token ids the model has rows for, padded to a multiple of 128; null: the tokenizer's"""
+    parametrization: str | None = None
+    """how initialisation, rates and scores follow the width: mup (`optim.mup`); null: standard"""
+    base_width: int | None = None
+    """mup only: the d_model at which it is the standard parametrization"""
+    base_head_dim: int | None = None
+    """mup only: the size of one head at the base width; null: as here, heads grow in number"""
 
     def __post_init__(self) -> None:
         for name in ("d_model", "n_layers", "n_heads", "d_ff"):
@@ -72,6 +80,13 @@ class Shape:
             raise ValueError(f"model.head_dim={self.head_dim} is odd: rotary embedding turns pairs, use an even size.")
         if self.mlp not in ("swiglu", "gelu"):
             raise ValueError(f"model.mlp={self.mlp!r} is unknown: use swiglu or gelu.")
+        if self.parametrization not in (None, "mup"):
+            raise ValueError(f"model.parametrization={self.parametrization!r} is unknown: use mup, or null (standard).")
+        if self.parametrization == "mup" and self.base_width is None:
+            raise ValueError("model.parametrization=mup needs model.base_width, the width that rates were tuned at.")
+        for name in ("base_width", "base_head_dim"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1.")
 
     @property
     def kv_heads(self) -> int:
@@ -82,6 +97,14 @@ class Shape:
     def d_head(self) -> int:
         assert self.head_dim is not None
         return self.head_dim
+
+    @property
+    def growth(self) -> Growth:
+        """How much wider than the base model of muP; 1 in the standard parametrization."""
+        if self.parametrization is None:
+            return Growth()
+        assert self.base_width is not None
+        return Growth(self.d_model / self.base_width, self.d_head / (self.base_head_dim or self.d_head))
 
     @property
     def vocab(self) -> int:

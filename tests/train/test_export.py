@@ -54,6 +54,8 @@ SHAPES = {
     "gelu": replace(SHAPE, mlp="gelu", n_kv_heads=2),
     "gelu_tied_wide_heads": replace(SHAPE, mlp="gelu", tied=True, head_dim=6),
     "no_padding": replace(SHAPE, vocab_size=128),
+    "mup": replace(SHAPE, parametrization="mup", base_width=6, base_head_dim=3),
+    "mup_qk_norm_tied": replace(SHAPE, parametrization="mup", base_width=4, base_head_dim=1, qk_norm=True, tied=True),
 }
 
 
