@@ -19,7 +19,13 @@ COMMANDS = {
     "predict": ("predict", "scaling.commands_fit", "predict_command", "what a fitted law predicts, with intervals"),
     "allocate": ("allocate", "scaling.commands_next", "allocate_command", "the best size and tokens for a budget"),
     "plan-next": ("plan_next", "scaling.commands_next", "plan_next_command", "the runs that would tell most"),
-    "report": ("report", "scaling.commands", "report_command", "write the report of an experiment"),
+    "recommend": (
+        "recommend",
+        "scaling.commands_recommend",
+        "recommend_command",
+        "rate, batch, weight decay and ramp by fitted and published laws",
+    ),
+    "report": ("report", "scaling.commands", "report_command", "write the report of one or several experiments"),
     "runs": ("runs", "scaling.commands", "runs_command", "show the table of runs"),
     "runs add": ("runs_add", "scaling.commands", "add_command", "store a downstream error in the record of a run"),
     "slurm submit": (

@@ -20,14 +20,15 @@ if TYPE_CHECKING:
 
 
 def report_command(cfg: DictConfig) -> None:
-    """Writes the report of the runs below `cfg.runs` and prints where it is and the law that it found."""
+    """Writes the report of the experiments at `cfg.runs` and prints where it is and the laws that it found."""
     from scaling.reports.write import Settings, write_report
 
-    if cfg.runs is None:
-        raise ValueError("report needs runs=<folder of runs>, as in runs=runs/quickstart.")
+    if not cfg.runs:
+        raise ValueError("report needs runs=<folder of runs>, as runs=runs/quickstart or runs=[runs/cbs,runs/mup].")
+    runs = [Path(cfg.runs)] if isinstance(cfg.runs, str) else [Path(one) for one in cfg.runs]
     settings = Settings(cfg.huber, cfg.starts, cfg.bootstrap, cfg.seed, cfg.holdout)
     sections = None if cfg.sections is None else list(cfg.sections)
-    report = write_report(Path(cfg.runs), sections, settings, Path(cfg.out) if cfg.out else None, called())
+    report = write_report(runs, sections, settings, Path(cfg.out) if cfg.out else None, called())
     if report.line:
         print(report.line)
     print(f"Report: {report.path}")

@@ -19,6 +19,7 @@ _LARGER = 10.0  # named models up to this many times the largest that was run ar
 _OWN = (
     "total_tokens=",
     "seed=",
+    "stop_when",
     "hydra.",
     "hydra/",
     "points=",

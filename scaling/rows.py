@@ -2,7 +2,8 @@
 
 A table is a row per run: the records of Fulcrum (`data.records.load_runs`) or anybody's. Rows that would spoil a fit
 are refused with the fix (missing or non-positive values, mixed tokenizers or held-out sets, too few settings, a
-column that does not vary); runs that did not complete are left out and counted; what merely deserves doubt is noted.
+column that does not vary); runs that did not complete are left out and counted, and so are those that stopped before
+their budget where a law of final losses is fitted; what merely deserves doubt is noted.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import pandas as pd
 
 from scaling import suspect
 from scaling.laws.law import Law
+from scaling.settings import STOPPED, stopped, told_stopped
 
 _KINDS = {
     "tokenizer_fingerprint": "tokenizers",
@@ -37,7 +39,7 @@ class Rows:
     `table` has the law's columns and target, `C` (training FLOPs, when the table has or implies them), `weight`,
     `group` (rows of one run share it; the bootstrap draws groups), the index of the caller's table, in a canonical
     order that does not depend on the caller's. `convention` says in words how N and C are counted, `excluded` counts
-    rows that were left out by status.
+    rows that were left out, by status or stop_reason.
     """
 
     table: pd.DataFrame
@@ -72,7 +74,7 @@ def prepare(
     """
     names = _column_names(law, table, columns or {})
     table = table.assign(weight=_weights(table, weights))
-    table, excluded = _completed(table)
+    table, excluded = _completed(table, of_final_losses=law.target == "loss" and not law.along_curves)
     _one_kind(table, names[law.target])
     domains = {column.name: column.domain for column in law.inputs} | {law.target: "positive" if logs else "any"}
     used = pd.DataFrame(
@@ -85,7 +87,7 @@ def prepare(
         used["C"] = 6.0 * used["N"] * used["D"]
     used["group"] = table["run_id"].astype(str) if "run_id" in table else np.arange(len(table)).astype(str)
     weight = table["weight"]
-    if not (np.isfinite(weight) & (weight >= 0)).all() or not weight.any():
+    if not (np.isfinite(weight) & (weight >= 0)).all() or (len(weight) and not weight.any()):
         raise ValueError("weights must be finite numbers, not negative and not all zero: 1 / error^2, say.")
     used["weight"] = weight / weight.mean()
     _enough(law, used, excluded, fixed)
@@ -135,12 +137,15 @@ def _weights(table: pd.DataFrame, weights: str | np.ndarray | None) -> np.ndarra
     return weights
 
 
-def _completed(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
+def _completed(table: pd.DataFrame, of_final_losses: bool) -> tuple[pd.DataFrame, dict[str, int]]:
     if "status" not in table:
         return table, {}
-    status = table["status"].fillna("unfinished")
-    excluded = {str(name): int(count) for name, count in status[status != "completed"].value_counts().items()}
-    return table[status == "completed"], excluded
+    why = table["status"].fillna("unfinished")
+    if of_final_losses:
+        early = stopped(table)
+        why = early.where(early.notna(), why)
+    excluded = {str(name): int(count) for name, count in why[why != "completed"].value_counts().items()}
+    return table[why == "completed"], excluded
 
 
 def _one_kind(table: pd.DataFrame, loss: str) -> None:
@@ -209,7 +214,7 @@ def _enough(law: Law, used: pd.DataFrame, excluded: Mapping[str, int], fixed: Se
     parameters = len(law.names) - len(fixed)
     used = used[used["weight"] > 0]
     settings = len(used[list(law.columns)].drop_duplicates())
-    left_out = f" ({sum(excluded.values())} more did not complete)" if excluded else ""
+    left_out = f" ({sum(excluded.values())} more {_why_left_out(excluded)})" if excluded else ""
     if settings < parameters or len(used) <= parameters:
         raise ValueError(
             f"{law.name} has {parameters} parameters to fit (of {', '.join(law.names)}) and the table has "
@@ -230,11 +235,18 @@ def _enough(law: Law, used: pd.DataFrame, excluded: Mapping[str, int], fixed: Se
             )
 
 
+def _why_left_out(excluded: Mapping[str, int]) -> str:
+    early = [name in STOPPED for name in excluded]
+    words = ["did not complete"] * (not all(early)) + ["stopped before their budget"] * any(early)
+    return " or ".join(words)
+
+
 def _excluded_notes(excluded: Mapping[str, int]) -> list[str]:
-    if not excluded:
-        return []
-    listed = ", ".join(f"{count} {status}" for status, count in excluded.items())
-    return [f"{sum(excluded.values())} runs that did not complete are left out: {listed}."]
+    failed = {status: count for status, count in excluded.items() if status not in STOPPED}
+    listed = ", ".join(f"{count} {status}" for status, count in failed.items())
+    notes = [f"{sum(failed.values())} runs that did not complete are left out: {listed}."] if failed else []
+    early = {why: count for why, count in excluded.items() if why in STOPPED}
+    return notes + [f"{told_stopped(early)}: not fitted, as the last loss is not that of the budget."] * bool(early)
 
 
 def _shown(value: object) -> str:

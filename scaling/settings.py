@@ -8,7 +8,7 @@ evaluated, how it was launched and what it averages do not.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,10 @@ _NOT_SETTINGS = {"peak_lr", "seed", "label"}
 _MEASURED = ("eval.tokens", "unique_tokens", "data_fingerprint", "heldout_fingerprint", "tokenizer_fingerprint")
 _IN_TOKENS = ("_tokens", "parent.tokens")
 _NAMED = 6  # differing settings that a note names
+STOPPED = {
+    "target": "at the target loss",
+    "hopeless": "because a rival was there first",
+}  # stop_reason of a completed run that ended before its budget -> in words
 _SAME_SHARE = 0.02  # budgets are rounded to whole sequences, and shares of them with it
 
 
@@ -55,6 +59,22 @@ def counted(runs: pd.DataFrame) -> pd.Series:
     """Whether a run enters a mean: completed to its budget, with a held-out loss (a column `eval_loss` of numbers)."""
     early = runs["stop_reason"].fillna("budget").ne("budget") if "stop_reason" in runs else False
     return (runs["status"] == "completed") & runs["eval_loss"].notna() & ~np.asarray(early)
+
+
+def stopped(runs: pd.DataFrame) -> pd.Series:
+    """The stop_reason of the runs that ended before their budget, by `STOPPED`; None for all others. The last loss of
+    such a run is not that of its budget."""
+    if "stop_reason" not in runs or "status" not in runs:
+        return pd.Series(None, runs.index, dtype=object)
+    early = (runs["status"] == "completed") & runs["stop_reason"].isin(list(STOPPED))
+    return runs["stop_reason"].astype(object).where(early, None)
+
+
+def told_stopped(counts: Mapping[str, int]) -> str:
+    """In words: 4 runs stopped before the budget (3 at the target loss and 1 because a rival was there first)."""
+    number = sum(counts.values())
+    listed = " and ".join(f"{counts[why]} {words}" for why, words in STOPPED.items() if why in counts)
+    return f"{number} run{'s' if number != 1 else ''} stopped before the budget ({listed})"
 
 
 def why_not(status: object) -> str:

@@ -15,9 +15,22 @@ from scaling.fit import Fit, Huber, fit
 from scaling.keep import numbers as fit_numbers
 from scaling.laws import Chinchilla
 from scaling.reports import figures
-from scaling.reports.approaches import approaches
-from scaling.reports.page import Cell, Figure, Section, escape, figure, listing, math, paragraph, section, table
+from scaling.reports.approaches import approaches, exponent_constants
+from scaling.reports.page import (
+    Cell,
+    Figure,
+    Section,
+    escape,
+    figure,
+    interval,
+    listing,
+    math,
+    paragraph,
+    section,
+    table,
+)
 from scaling.reports.records import Records
+from scaling.reports.tables import constants_of
 from scaling.wording import between, flops, minima, short, thousandth, three
 
 _NEXT_RUNS = 8
@@ -42,14 +55,24 @@ def chinchilla(records: Records) -> Section:
     best, six = allocate(fitted, budgets, along), allocate(fitted, budgets, None)
     few = np.append(np.geomspace(ran["C"].min(), ran["C"].max(), 4), [_BEYOND**0.5 * ran["C"].max(), budgets[-1]])
     listed, listed_six = allocate(fitted, few, along), allocate(fitted, few, None)
+    compared, exponents = approaches(records, fitted)
+    shapes = next_runs.shapes(runs)
+    cost = float(runs["own_flops"][ran.index].sum() if "own_flops" in runs else ran["C"].sum())
+    next_blocks, next_design = _next_blocks(fitted, shapes, cost, budgets[-1])
+    sharpen = _sharpen(next_design)
+    about: dict[str, Any] = {"data": list(runs["run_id"][ran.index]), "law": law_line(fitted), "sharpen": sharpen}
     drawn = [
         Figure(
-            "law", figures.law(fitted), "The law (lines, with 90 % intervals of the law itself) and the runs (points)."
+            "law",
+            figures.law(fitted),
+            "The law (lines, with 90 % intervals of the law itself) and the runs (points).",
+            **about,
         ),
         Figure(
             "residuals",
             figures.residuals(fitted),
             "Left: measured against predicted loss. Right: the error of the law at every size. Grey: within 2 %.",
+            **about,
         ),
         Figure(
             "allocation",
@@ -57,12 +80,9 @@ def chinchilla(records: Records) -> Section:
             f"Best size, best token count and loss for every budget: {best.convention}, with 90 % intervals. "
             "Dashed: the answer under C = 6 N D, which leaves out embeddings, output head and attention. Grey: the "
             "runs, and the range of their budgets.",
+            **about,
         ),
     ]
-    compared, exponents = approaches(records, fitted)
-    shapes = next_runs.shapes(runs)
-    cost = float(runs["own_flops"][ran.index].sum() if "own_flops" in runs else ran["C"].sum())
-    next_blocks, next_design = _next_blocks(fitted, shapes, cost, budgets[-1])
     numbers = fit_numbers(fitted, shapes=shapes) | {
         "next_runs": next_design,
         "approaches": exponents,
@@ -78,13 +98,21 @@ def chinchilla(records: Records) -> Section:
     ]
     answers = _answers(fitted, held_out, listed)
     if next_design:
-        answers.append(
-            f"What to train next: the {len(next_design['runs'])} runs at the end of this page would bring the "
-            f"interval of the law at {short(next_design['target']['N'])} parameters on "
-            f"{short(next_design['target']['D'])} tokens from {next_design['before']:.1%} down to "
-            f"{next_design['after']:.1%} to either side."
-        )
-    return Section(answers, blocks, drawn, numbers, law_line(fitted))
+        answers.append(f"What to train next: {sharpen}")
+    constants = constants_of(fitted) + exponent_constants(exponents["exponents"])
+    return Section(answers, blocks, drawn, numbers, law_line(fitted), constants)
+
+
+def _sharpen(design: Any) -> str:
+    """What the planned runs would do to the law's interval; nothing where none could be planned."""
+    if not design:
+        return ""
+    at = design["target"]
+    return (
+        f"the {len(design['runs'])} runs in the table of next runs would bring the interval of the law at "
+        f"{short(at['N'])} parameters on {short(at['D'])} tokens from {design['before']:.1%} down to "
+        f"{design['after']:.1%} to either side."
+    )
 
 
 def law_line(fitted: Fit) -> str:
@@ -134,7 +162,7 @@ def _law_blocks(fitted: Fit) -> list[str]:
         [
             Cell(p.name),
             Cell(f"{fitted.params[p.name]:.4g}", fitted.params[p.name]),
-            Cell(between(*intervals[p.name], three), intervals[p.name][0]),
+            interval(*intervals[p.name]),
             Cell(p.meaning),
             Cell("not pinned down" if p.name in doubts else ""),
         ]
@@ -166,12 +194,12 @@ def _allocation_blocks(exact: Allocation, six: Allocation | None) -> list[str]:
         for name, shown in (("N", short), ("D", short)):
             cells += [
                 Cell(shown(row[name]), row[name]),
-                Cell(between(row[f"{name}_low"], row[f"{name}_high"], shown), row[f"{name}_low"]),
+                interval(row[f"{name}_low"], row[f"{name}_high"], shown),
             ]
         cells.append(Cell(three(row["tokens_per_parameter"]), row["tokens_per_parameter"]))
         cells += [
             Cell(f"{row['loss']:.3f}", row["loss"]),
-            Cell(between(row["loss_low"], row["loss_high"], thousandth), row["loss_low"]),
+            interval(row["loss_low"], row["loss_high"], thousandth),
         ]
         if six:
             cells += [Cell(short(six.table.loc[k, c]), six.table.loc[k, c]) for c in ("N", "D")]
@@ -195,7 +223,7 @@ def _holdout_blocks(held_out: Holdout | str) -> list[str]:
             Cell(flops(row["C"]), row["C"]),
             Cell(f"{row['loss']:.4f}", row["loss"]),
             Cell(f"{row['predicted']:.4f}", row["predicted"]),
-            Cell(f"{100 * row['error']:+.2f}", row["error"]),
+            Cell(f"{100 * row['error']:+.2f}", 100 * row["error"]),
         ]
         for _, row in held_out.table.sort_values("C").iterrows()
     ]

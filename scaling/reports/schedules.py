@@ -7,7 +7,7 @@ import pandas as pd
 
 from scaling.compare_schedules import PLACE, Ranking, rank, results_at
 from scaling.reports import figures_optim
-from scaling.reports.page import Cell, Figure, Section, escape, figure, listing, paragraph, section, table
+from scaling.reports.page import Cell, Figure, Section, escape, figure, interval, listing, paragraph, section, table
 from scaling.reports.records import Records
 from scaling.seeds import ENOUGH
 from scaling.wording import DASH, between, plain, short, signed
@@ -190,8 +190,8 @@ def _table(rows: pd.DataFrame) -> str:
         cells += [Cell(str(row["seeds"]), float(row["seeds"])), _number(row["loss"], ".4f")]
         cells += [_number(row["spread"], ".4f"), _number(row["excess"], ".4f")]
         known = np.isfinite(row["excess_low"])
-        interval = between(row["excess_low"], row["excess_high"], signed) if known else DASH
-        cells += [Cell(interval, float(row["excess_low"]) if known else None)] if intervals else []
+        excess = interval(row["excess_low"], row["excess_high"], signed) if known else Cell(DASH)
+        cells += [excess] if intervals else []
         cells += [Cell(_told(row))]
         if averages and pd.notna(row["average"]):
             cells += [Cell(f"{row['average']} at {row['average_peak_lr']:.3g}"), _number(row["average_loss"], ".4f")]
@@ -236,6 +236,8 @@ def _figures(ranking: Ranking, curves: pd.DataFrame) -> list[Figure]:
             f"Final held-out loss by schedule and budget{of}, at each schedule's best peak rate; sorted by mean excess "
             "over the best. Circles: mean over seeds of the last iterate, with one standard deviation to either side; "
             "grey lines: single seeds; diamonds: the best weight average, where it is lower (best of several).",
+            list(seeds["run_id"]),
+            sharpen=_sharpen(rows),
         )
     ]
     largest = rows[rows["total_tokens"] == rows["total_tokens"].max()]
@@ -250,6 +252,19 @@ def _figures(ranking: Ranking, curves: pd.DataFrame) -> list[Figure]:
                 f"Learning rate and loss at the largest budget, {budget} tokens{of}, at each schedule's best peak "
                 "rate. Lines: training loss, mean over seeds within narrow bins of tokens; points: held-out loss, mean "
                 "over seeds. The losses of the first tenth are not drawn.",
+                list(logged["run_id"].unique()),
             )
         )
     return drawn
+
+
+def _sharpen(rows: pd.DataFrame) -> str:
+    """What would decide more: peak rates beyond those that were run, and seeds of what is not told from the best."""
+    said = []
+    for which, words in (("lowest", "lower"), ("highest", "higher"), ("only", "other")):
+        names = sorted(rows.loc[rows["edge"] == which, "schedule"].unique())
+        said += [f"{words} peak rates for {', '.join(names)}"] if names else []
+    close = rows[(rows["rank"] > 1) & ~rows["told_apart"].eq(True)]
+    names = sorted(close["schedule"].unique())
+    said += [f"more seeds of the best and of {', '.join(names)}, which they do not tell apart"] if names else []
+    return f"{'; '.join(said)}." if said else ""

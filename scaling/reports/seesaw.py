@@ -26,7 +26,7 @@ from scaling.compare_ramps import (
 )
 from scaling.naming import in_order
 from scaling.reports import figures_optim
-from scaling.reports.page import Cell, Figure, Section, escape, figure, listing, paragraph, section, table
+from scaling.reports.page import Cell, Figure, Section, escape, figure, interval, listing, paragraph, section, table
 from scaling.reports.records import Records
 from scaling.seeds import ENOUGH
 from scaling.wording import DASH, between, plain, short, signed
@@ -207,7 +207,6 @@ def _table(rows: pd.DataFrame) -> str:
     lines = []
     for _, row in rows.assign(order=rows["ramp"].map(order)).sort_values([*FAMILY, "B0", "order"]).iterrows():
         known = np.isfinite(row["difference_low"])
-        interval = between(row["difference_low"], row["difference_high"], signed) if known else DASH
         cells = [
             Cell(short(row[name]), float(row[name])) if name in ("N", "total_tokens") else Cell(str(row[name]))
             for name in several
@@ -218,7 +217,7 @@ def _table(rows: pd.DataFrame) -> str:
             _number(100 * row["steps_saved"], ".1f"),
         ]
         cells += [Cell(_verdict(row)), _number(row["difference"], "+.4f")]
-        cells += [Cell(interval, float(row["difference_low"]) if known else None)]
+        cells += [interval(row["difference_low"], row["difference_high"], signed) if known else Cell(DASH)]
         losses = ("difference_spread", "difference_error", "loss", "baseline_loss", "baseline_spread")
         cells += [_number(row[name], ".4f") for name in losses]
         cells += [_number(row["steps"], ".0f"), _number(row["baseline_steps"], ".0f"), _number(row["peak_lr"], ".3g")]
@@ -258,6 +257,8 @@ def _figures(comparison: Comparison, curves: pd.DataFrame) -> list[Figure]:
                 f"Final held-out loss of the ramp minus that of the constant batch ({escape(which)}). Points: mean "
                 "over seeds, with its 95 % interval; short lines: single seeds; grey: the constant batch's seed "
                 "spread. Every panel has a scale of its own; first batches without a completed pair have no point.",
+                list(runs.loc[runs["counts"], "run_id"]),
+                sharpen=_sharpen(rows),
             )
         )
     logged = curves[curves["run_id"].isin(runs["run_id"])]
@@ -273,6 +274,7 @@ def _figures(comparison: Comparison, curves: pd.DataFrame) -> list[Figure]:
                 f"Loss against tokens and against serial steps ({escape(which)}). Lines: {lines}. The first tenth is "
                 "not drawn, nor what lies above the constant batch's loss there. Dashed: single runs that diverged or "
                 "did not end.",
+                list(of["run_id"]),
             )
         )
         one = runs[(runs["B0"] == firsts[0]) & runs["run_id"].isin(logged["run_id"])]
@@ -282,6 +284,23 @@ def _figures(comparison: Comparison, curves: pd.DataFrame) -> list[Figure]:
                 "seesaw_plan",
                 figures_optim.ramp_plans(one, logged),
                 f"Batch size and learning rate of the runs with B0 = {firsts[0]:g}, as logged.",
+                list(one["run_id"]),
             )
         )
     return drawn
+
+
+def _sharpen(rows: pd.DataFrame) -> str:
+    """Which runs would decide more: seeds where there is no verdict, else first batches around where agreement ends."""
+    said = []
+    for words, verdict in (("more seeds at", UNDECIDED), (f"{ENOUGH} seeds at", TOO_FEW)):
+        open_ = sorted(rows.loc[rows["verdict"] == verdict, "B0"].unique())
+        said += [f"{words} B0 = {_list(open_)}"] if open_ else []
+    for one in () if said else ranges(rows):
+        if one.free_up_to is None:
+            said.append(f"{one.ramp} from smaller first batches")
+        elif one.higher_from is None:
+            said.append(f"{one.ramp} from larger first batches")
+        elif one.higher_from > one.free_up_to:
+            said.append(f"{one.ramp} from first batches between {one.free_up_to:g} and {one.higher_from:g}")
+    return f"{'; '.join(said)}." if said else "more seeds."

@@ -201,6 +201,18 @@ def test_a_best_rate_at_the_end_of_the_grid_is_said(records):
     assert {row["edge"] for row in made.numbers["schedules"]} == {None}
     assert {row["peak_lr"] for row in made.numbers["schedules"]} == {2e-3}
     assert "3 runs of Constant at 20k tokens (peak rate 0.004) not averaged: diverged." in " ".join(made.blocks)
+    assert "higher peak rates for" not in made.figures[0].sharpen
+
+
+def test_figures_name_their_runs_and_say_which_runs_would_decide_more(records):
+    runs, curves = records
+    ranks, losses = section(runs, curves).figures
+    assert ranks.sharpen == "more seeds of the best and of Cosine, which they do not tell apart."
+    best = runs[runs["peak_lr"] == 2e-3]
+    assert sorted(set(ranks.data)) == sorted(best["run_id"])
+    assert set(losses.data) == set(best.loc[best["total_tokens"] == BUDGETS[-1], "run_id"])
+    ends = section(runs[runs["peak_lr"] <= 2e-3], curves).figures[0].sharpen
+    assert ends.startswith("higher peak rates for Constant, Cosine, Linear, WSD 1-sqrt; more seeds of")
 
 
 def test_rates_with_fewer_seeds_are_not_chosen(records):

@@ -91,6 +91,14 @@ def test_the_page_says_where_agreement_ends_and_no_more(runs, curves):
     assert "critical" not in answer
 
 
+def test_figures_name_their_runs_and_say_which_runs_would_decide_more(runs, curves):
+    difference, losses, plan = section(runs, curves).figures
+    assert difference.sharpen == "Seesaw from first batches between 8 and 16."
+    assert sorted(difference.data) == sorted(losses.data) == sorted(runs["run_id"]) and len(plan.data) == 2
+    few = section(runs[(runs["seed"] < 2) | (runs["ramp.batch_size"] != 4)], curves).figures[0]
+    assert few.sharpen == "3 seeds at B0 = 4." and len(few.data) == len(runs) - 2
+
+
 def test_a_ramp_that_ends_lower_is_told_from_one_that_ends_higher(make_point, tmp_path):
     folder = write(tmp_path, make_point, planted={4: -0.05, 8: 0.0005, 16: 0.05})
     made = section(load_runs(folder), load_curves(folder))

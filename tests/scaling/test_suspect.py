@@ -254,8 +254,10 @@ def test_runs_that_did_not_complete_are_left_out_whatever_their_numbers_and_coun
     assert said.startswith("4 runs that did not complete are left out:") and "2 diverged" in said
 
 
-def test_runs_that_stopped_early_are_told_with_the_reasons():
-    (said,) = notes(recorded().assign(stop_reason=["target", "hopeless", None] + ["budget"] * 22))
+def test_runs_that_stopped_early_are_told_with_the_reasons_where_a_table_says_no_more():
+    (said,) = notes(
+        recorded().drop(columns="status").assign(stop_reason=["target", "hopeless", None] + ["budget"] * 22)
+    )
     assert said.startswith("2 runs stopped early (hopeless, target)")
 
 
