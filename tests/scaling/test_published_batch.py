@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scaling.critical import OVERHEAD, hyperbola, power_law
 from scaling.each import fit_each
 from scaling.fit import Huber, LeastSquares, fit
 from scaling.laws.batch import CriticalBatch, StepsToTarget
@@ -31,6 +32,19 @@ def critical(table):
 
 def test_the_published_critical_batch_sizes(critical):
     assert critical["B"].to_dict() == pytest.approx(CRITICAL, abs=1e-2)
+
+
+def test_the_reports_own_code_finds_them_and_their_growth(table):
+    found = {}
+    for model, rows in table.groupby("model"):
+        a, b = hyperbola(rows["B"].to_numpy(), rows["steps"].to_numpy())
+        found[model] = float(LAW.critical_batch({"a": a, "b": b}, 256, OVERHEAD))
+    assert found == pytest.approx(CRITICAL, abs=1e-2)
+    sizes = table.groupby("model")["N_millions"].first()
+    cells = pd.DataFrame({"N": sizes, "D": 20 * sizes, "critical": pd.Series(found)})
+    replicates = cells["critical"].to_numpy()[None]
+    assert power_law(cells.assign(D=1.0), replicates)["a_N"].value == pytest.approx(0.46828, abs=1e-4)
+    assert "path" not in power_law(cells, replicates)  # D follows N: the table cannot tell the two apart
 
 
 def test_the_published_exponent_in_model_size(critical):
