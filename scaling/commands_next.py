@@ -17,9 +17,6 @@ from scaling.wording import between, flops, short, thousandth, three
 
 if TYPE_CHECKING:
     from scaling.fit import Fit
-    from scaling.laws.mixtures import Mixture
-
-_WEIGHT_DRAWS = 100  # replicates that the interval of a mixture's best weights is read from
 
 
 def allocate_command(cfg: DictConfig) -> None:
@@ -32,7 +29,7 @@ def allocate_command(cfg: DictConfig) -> None:
 
     fitted, kept = keep.read(given(cfg, "fit", "fit.json"))
     if isinstance(fitted.law, Mixture):
-        _print_weights(fitted, fitted.law, cfg)
+        _print_weights(fitted, cfg)
         return
     budgets = _budgets(given(cfg, "C", "1e22"))
     shapes = kept["state"]["shapes"]
@@ -66,29 +63,16 @@ def allocate_command(cfg: DictConfig) -> None:
         print("No intervals: the fit has no bootstrap replicates (fulcrum fit bootstrap=1000).")
 
 
-def _print_weights(fitted: Fit, law: Mixture, cfg: DictConfig) -> None:
+def _print_weights(fitted: Fit, cfg: DictConfig) -> None:
     """The best weights of a mixture's domains at N and D, with percentiles over some of the replicates."""
-    import numpy as np
-
-    from scaling.laws.mixtures import optimal_weights
+    from scaling.mixing import best_weights
 
     size, tokens = (_budgets(given(cfg, name, "1e9"), name)[0] for name in ("N", "D"))
-    best = optimal_weights(law, fitted.params, size, tokens)
-    draws = []
-    if fitted.free_replicates is not None:
-        every = max(1, len(fitted.free_replicates) // _WEIGHT_DRAWS)
-        replicates = {name: values[::every] for name, values in fitted.replicates.items()}
-        for k in range(len(next(iter(replicates.values())))):
-            p = {name: float(values[k]) for name, values in replicates.items()}
-            draws.append(optimal_weights(law, p, size, tokens, starts=0))
-    shown = Table("domain", "best weight", *([f"{cfg.level:.0%}"] if draws else []))
-    tail = 50 * (1 - cfg.level)
-    for domain, weight in best.items():
-        cells = [domain, thousandth(weight)]
-        if draws:
-            low, high = np.percentile([draw[domain] for draw in draws], (tail, 100 - tail))
-            cells.append(between(low, high, thousandth))
-        shown.add_row(*cells)
+    best = best_weights(fitted, size, tokens, cfg.level)
+    shown = Table("domain", "best weight", *([f"{cfg.level:.0%}"] if "low" in best else []))
+    for domain, row in best.iterrows():
+        ends = [between(row["low"], row["high"], thousandth)] if "low" in best else []
+        shown.add_row(str(domain), thousandth(row["weight"]), *ends)
     Console(highlight=False, width=100).print(shown)
 
 

@@ -1,0 +1,115 @@
+"""`fulcrum recommend`: rate, batch, weight decay and ramp by the user's own laws and by published ones."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from data.files import read_json
+from scaling.commands_fit import given
+from scaling.wording import DASH, between, short, three
+
+if TYPE_CHECKING:
+    from scaling.recommend import Advice
+
+_FILES = ("hyperparameters", "cbs")  # numbers of a report, by the section that wrote them
+
+
+def recommend_command(cfg: DictConfig) -> None:
+    """Prints what own and published laws advise for `cfg.N` parameters on `cfg.D` tokens."""
+    from scaling.recommend import advices, disagreements, ramp
+
+    if cfg.format not in ("table", "json"):
+        raise ValueError(f"format={cfg.format}: one of table, json.")
+    size, tokens = (_positive(cfg, name, example) for name, example in (("N", "1e9"), ("D", "2e10")))
+    batch = None if cfg.batch is None else _positive(cfg, "batch", "65536")
+    length = round(_positive(cfg, "sequence_length", "2048"))
+    own = _own(cfg)
+    found = advices(size, tokens, own.get("hyperparameters"), own.get("cbs"), batch)
+    start = ramp(found, length)
+    if cfg.format == "json":
+        told = {"N": size, "D": tokens, "sequence_length": length, "advice": [asdict(one) for one in found]}
+        print(json.dumps(told | {"disagreements": disagreements(found), "ramp": start and start[0]}, indent=1))
+        return
+    _print(found, size, tokens, length)
+    for note in dict.fromkeys(f"{one.source}: {note}" for one in found for note in one.notes):
+        print(f"Note: {note}")
+    for sentence in disagreements(found):
+        print(f"Disagreement: {sentence}")
+    if start:
+        print(f"A ramp from half the critical batch of {start[1]}: {start[0]}")
+    if not own:
+        print("No laws of your own: fulcrum train experiment=hyperparameters, fulcrum report, then runs=<its folder>.")
+
+
+def _print(found: Sequence[Advice], size: float, tokens: float, length: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(
+        "law", "known from", "batch (tokens)", "sequences", "peak rate", "weight decay", "timescale",
+        "critical batch (tokens)", "extrapolates in", title=f"N = {short(size)}, D = {short(tokens)} tokens",
+    )  # fmt: skip
+    for one in found:
+        batch = _with(one.batch, one.batch_interval, short)
+        rate = _with(one.rate, one.rate_interval, three)
+        numbers = [_plain(one.weight_decay), _plain(one.timescale), _with(one.critical, None, short)]
+        sequences = DASH if one.batch is None else f"{one.batch / length:.3g}"
+        shown.add_row(one.source, one.known_from, batch, sequences, rate, *numbers, one.extrapolates)
+    Console(highlight=False, width=190).print(shown)
+
+
+def _with(value: float | None, ends: tuple[float, float] | None, written: Any) -> str:
+    if value is None:
+        return DASH
+    return written(value) + (f" ({between(*ends, written)})" if ends else "")
+
+
+def _plain(value: float | None) -> str:
+    return DASH if value is None else three(value)
+
+
+def _own(cfg: DictConfig) -> dict[str, dict[str, Any]]:
+    """The numbers of the reports that `cfg.runs` and `cfg.fit` name, by section."""
+    own: dict[str, dict[str, Any]] = {}
+    for folder in _listed(cfg.runs):
+        report = Path(folder) / "report"
+        there = [report / f"{name}.json" for name in _FILES if (report / f"{name}.json").is_file()]
+        if not there:
+            raise ValueError(
+                f"runs={folder}: no {' or '.join(f'{name}.json' for name in _FILES)} in {report}. Write it first: "
+                f"fulcrum report runs={folder}"
+            )
+        own |= {path.stem: read_json(path) for path in there}
+    for file in map(Path, _listed(cfg.fit)):
+        if not file.is_file():
+            raise ValueError(f"fit={file}: no such file. A report of experiment=hyperparameters or cbs writes it.")
+        if file.stem not in _FILES:
+            raise ValueError(
+                f"fit={file}: one of {', '.join(f'{name}.json' for name in _FILES)}, as reports write them."
+            )
+        own[file.stem] = read_json(file)
+    return own
+
+
+def _listed(value: Any) -> list[str]:
+    if value is None:
+        return []
+    return [str(one) for one in value] if OmegaConf.is_list(value) else [str(value)]
+
+
+def _positive(cfg: DictConfig, name: str, example: str) -> float:
+    value = given(cfg, name, example)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise ValueError(f"{name}={value} must be a positive number, as {example}.")
+    return number
