@@ -71,6 +71,40 @@ class Stdlib:
         return sorted(names)
 
 
+class Installed:
+    """Text files of the packages that are installed beside this Python, each one a document: torch's headers, say.
+
+    `patterns`: one glob or a list of them, relative to the folder of installed packages; `**` descends. What they match
+    changes with the versions of the packages, and with it the fingerprint of the data.
+    """
+
+    def __init__(self, patterns: str | list[str]):
+        self.patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+        if not self.patterns or not all(isinstance(pattern, str) and pattern for pattern in self.patterns):
+            raise ValueError(f"patterns={patterns!r} names no file. Give one glob or a list, such as 'torch/**/*.h'")
+
+    def identity(self) -> dict[str, Any]:
+        return {"kind": "installed", "patterns": self.patterns}
+
+    def signature(self) -> list[Any]:
+        root = Path(sysconfig.get_path("platlib"))
+        return [[name, *_stat(root / name)] for name in self._names(root)]
+
+    def documents(self) -> Iterator[str]:
+        root = Path(sysconfig.get_path("platlib"))
+        for name in self._names(root):
+            yield (root / name).read_bytes().decode("utf-8", "replace")
+
+    def _names(self, root: Path) -> list[str]:
+        found: set[str] = set()
+        for pattern in self.patterns:
+            matches = [name for name in glob.glob(pattern, root_dir=root, recursive=True) if (root / name).is_file()]
+            if not matches:
+                raise ValueError(f"patterns={pattern!r} matches no file in {root}. Correct the glob, or install it")
+            found.update(matches)
+        return sorted(found)
+
+
 class Files:
     """Local text files: .txt (a file is a document), .jsonl (a line is a document), .parquet (a row is a document).
 

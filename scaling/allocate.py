@@ -119,6 +119,27 @@ def allocate(fit: Fit, budgets: Any, family: Family | None, level: float = 0.9) 
     return Allocation(table, convention, tuple(notes))
 
 
+def growth(
+    fit: Fit, low: float, high: float, family: Family | None, level: float = 0.9
+) -> dict[str, tuple[float, float, float]]:
+    """The mean exponents of the best N and D in the budget between `low` and `high` FLOPs, each with the ends of its
+    interval (percentiles over the fit's bootstrap replicates). As `allocate` otherwise."""
+    check_law(fit)
+    ran, budgets = fit.rows.table["N"], np.array([low, high], float)
+    span = (float(ran.min()), float(ran.max()))
+    values, draws = (
+        _optimum(fit, p, budgets, family, span)
+        for p in (fit.params, {name: drawn[:, None] for name, drawn in fit.replicates.items()})
+    )
+    ends = (50 * (1 - level), 50 * (1 + level))
+    found: dict[str, tuple[float, float, float]] = {}
+    for name in ("N", "D"):
+        value, drawn = (np.log(x[name][:, 1] / x[name][:, 0]) / np.log(high / low) for x in (values, draws))
+        least, most = np.percentile(drawn, ends)
+        found[name] = (float(value[0]), float(least), float(most))
+    return found
+
+
 def _optimum(
     fit: Fit, p: Mapping[str, Any], budgets: np.ndarray, family: Family | None, span: tuple[float, float]
 ) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ knows the best size only as finely as sizes were trained.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -28,12 +28,16 @@ _SIZES = 3  # a parabola needs three; a minimum of an envelope needs one on eith
 @dataclass(frozen=True)
 class Optima:
     """`table`: a row per budget C with the best N and D. Approach 1: also `loss` and `run_id`, the best run. Approach
-    2: also `loss` at the minimum, `N_error` (standard error of log N; NaN where no budget has more than three sizes)
-    and `sizes`. `refused`: why other budgets have no row, counted. `budgets`: how many there were."""
+    2: also `loss` at the minimum, `curvature` (half the second derivative of the loss in log N), `N_error` (standard
+    error of log N; NaN where no budget has more than three sizes) and `sizes`. `refused`: why other budgets have no
+    row, counted. `budgets`: how many there were. Of approach 2 also `points`, the rows with the `budget` that they
+    share and whether they `entered` its parabola, and `freedom`, the degrees of freedom of the errors' noise."""
 
     table: pd.DataFrame
     refused: dict[str, int]
     budgets: int
+    points: pd.DataFrame | None = None
+    freedom: int = 0
 
     @property
     def notes(self) -> list[str]:
@@ -94,10 +98,13 @@ def parabolas(points: pd.DataFrame, tolerance: float = 0.05, width: float = 10.0
     budgets = _budgets(points, tolerance)
     few, flat, outside = "fewer than 3 sizes", "the parabola has no minimum", "the minimum lies outside the sizes"
     refused = dict.fromkeys((few, flat, outside), 0)
-    rows, squares, spare = [], 0.0, 0
+    rows, points_of, squares, spare = [], [], 0.0, 0
     for group in budgets:
+        flops = float(np.exp(np.log(group["C"]).mean()))
         away = np.abs(np.log(group["N"] / group.loc[group["loss"].idxmin(), "N"]))
-        group = group[away <= np.log(width) + 1e-9]
+        near = away <= np.log(width) + 1e-9
+        points_of.append(group.assign(budget=flops, entered=near))
+        group = group[near]
         if group["N"].nunique() < _SIZES:
             refused[few] += 1
             continue
@@ -114,14 +121,13 @@ def parabolas(points: pd.DataFrame, tolerance: float = 0.05, width: float = 10.0
         else:
             slope = np.array([b / (2 * a * a), -1 / (2 * a), 0.0])  # of the minimum in (a, b, c)
             unit_error = float(np.sqrt(slope @ np.linalg.inv(design.T @ design) @ slope))
-            flops = float(np.exp(np.log(group["C"]).mean()))
             rows.append({
                 "C": flops, "N": np.exp(best), "D": _tokens(group, best, flops), "loss": c - b * b / (4 * a),
-                "N_error": unit_error, "sizes": group["N"].nunique(),
+                "curvature": a, "N_error": unit_error, "sizes": group["N"].nunique(),
             })  # fmt: skip
     found = _optima(rows, refused, len(budgets))
     found.table["N_error"] *= np.sqrt(squares / spare) if spare else np.nan
-    return found
+    return replace(found, points=pd.concat(points_of), freedom=spare)
 
 
 def frontier(optima: pd.DataFrame, replicates: int = 1000, seed: int = 0, errors: str = "N_error") -> dict[str, Fit]:
