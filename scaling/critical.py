@@ -32,13 +32,15 @@ _GRID = np.linspace(log(1e-3), log(1e3), 241)  # of log(b / a), around the batch
 @dataclass(frozen=True)
 class Critical:
     """`cells`: N, D, target, B0, a, b, critical, low, high, batches, scatter (rms of log steps), seeds.
-    `steps`: a row per cell and batch (N, D, B, tokens, peak_lr, beta2, edge, seeds, spread). `law`: exponents by name
-    with 90 % intervals. `replicates` (n, cells). Batches and D in tokens. `notes`: what was left out."""
+    `steps`: a row per cell and batch (N, D, B, tokens, peak_lr, beta2, edge, seeds, spread). `law`: exponents of B* by
+    name with 90 % intervals, and `ratio_law` those of b / a, which does not hold the 1.2 B0 of B*. `replicates` (n,
+    cells). Batches and D in tokens. `notes`: what was left out."""
 
     cells: pd.DataFrame
     steps: pd.DataFrame
     replicates: np.ndarray
     law: dict[str, Exponent]
+    ratio_law: dict[str, Exponent]
     notes: tuple[str, ...]
     runs: pd.DataFrame
 
@@ -59,7 +61,7 @@ def critical(runs: pd.DataFrame, curves: pd.DataFrame, draws: int = 1000, seed: 
     runs = runs[[len(descents.get(run, ())) > 1 for run in runs["run_id"]]]
     if runs.empty:
         raise ValueError("no run has two evaluations: set eval.every_tokens.")
-    cells, rows, drawn = [], [], []
+    cells, rows, drawn, ratios = [], [], [], []
     for size, group in runs.groupby("N"):
         samples = Samples(group, descents, draws, seed)
         targets = list(samples.targets())
@@ -93,12 +95,15 @@ def critical(runs: pd.DataFrame, curves: pd.DataFrame, draws: int = 1000, seed: 
             })  # fmt: skip
             rows.append(table.assign(N=size, D=tokens))
             drawn.append(stars)
+            ratios.append(many[1] / many[0] if samples.several else stars)
     if not cells:
         why = " ".join(notes) or "no target loss is reached by every batch size."
         raise ValueError(f"no critical batch size can be read off these runs: {why}")
     found_cells, replicates = pd.DataFrame(cells), np.array(drawn).T
     law = power_law(found_cells, replicates)
-    return Critical(found_cells, pd.concat(rows, ignore_index=True), replicates, law, tuple(notes), runs)
+    ratio_law = power_law(found_cells.assign(critical=found_cells["b"] / found_cells["a"]), np.array(ratios).T)
+    steps = pd.concat(rows, ignore_index=True)
+    return Critical(found_cells, steps, replicates, law, ratio_law, tuple(notes), runs)
 
 
 # ---------------------------------------------------------------------------------------------------- one run

@@ -16,6 +16,7 @@ from scaling.reports.page import (
     Section,
     escape,
     figure,
+    interval,
     listing,
     math,
     paragraph,
@@ -81,7 +82,7 @@ def cbs(records: Records) -> Section:
     )
     blocks = [
         section(_TITLE, paragraph(text), figure(drawn[0]), _cells(found), listing(found.notes)),
-        section("What the critical batch grows with", figure(drawn[1]), _exponents(found.law)),
+        section("What the critical batch grows with", figure(drawn[1]), *_exponents(found)),
         section("The best rate at every batch", figure(drawn[2])),
     ]
     numbers = {
@@ -89,6 +90,7 @@ def cbs(records: Records) -> Section:
         "cells": [plain(row) for row in found.cells.to_dict("records")],
         "steps": [plain(row) for row in found.steps.to_dict("records")],
         "law": {name: plain(vars(one)) for name, one in found.law.items()},
+        "ratio_law": {name: plain(vars(one)) for name, one in found.ratio_law.items()},
         "notes": list(found.notes),
     }  # fmt: skip
     constants = [Constant("critical batch", name, one.value, one.low, one.high) for name, one in found.law.items()]
@@ -179,17 +181,27 @@ def _cells(found: Critical) -> str:
     return table(header, rows, sortable=True)
 
 
-def _exponents(law: dict[str, Exponent]) -> str:
-    if not law:
-        return paragraph("One cell alone has no exponents.")
+def _ends(one: Exponent) -> Cell:
+    return interval(one.low, one.high, lambda x: f"{x:.2f}") if np.isfinite(one.low) else Cell(DASH)
+
+
+def _exponents(found: Critical) -> list[str]:
+    if not found.law:
+        return [paragraph("One cell alone has no exponents.")]
     rows: list[list[Any]] = []
     for name, meaning in _MEANINGS.items():
-        if name in law:
-            one = law[name]
-            ends = (one.low, one.high) if np.isfinite(one.low) else ()
-            rows.append([
-                Cell(meaning), Cell(f"{one.value:.3f}", one.value), Cell(_interval(one), *ends),
-                Cell(_PUBLISHED.get(name, "")),
-            ])  # fmt: skip
-    equation = f'<p class="equation">{math(_law_text(law))}</p>' if "k" in law else ""
-    return table(["exponent", "value", "90 %", "published"], rows) + equation
+        if name in found.law:
+            both = [
+                cell
+                for one in (found.law[name], found.ratio_law[name])
+                for cell in (Cell(f"{one.value:.3f}", one.value), _ends(one))
+            ]
+            rows.append([Cell(meaning), *both, Cell(_PUBLISHED.get(name, ""))])
+    text = (
+        "B* holds 1.2 times the smallest batch that was run, which does not grow; where that is no small part of it, "
+        "the exponents of b / a, the batch at which twice the data are needed (McCandlish et al. 2018, "
+        "arXiv:1812.06162), say more about growth."
+    )
+    equation = [f'<p class="equation">{math(_law_text(found.law))}</p>'] if "k" in found.law else []
+    header = ["exponent", "of B*", "90 %", "of b / a", "90 %", "published, of B*"]
+    return [paragraph(text), table(header, rows), *equation]

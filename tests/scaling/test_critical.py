@@ -64,7 +64,9 @@ def test_the_cells_are_those_that_the_runs_were_made_from():
 
 def test_growth_with_tokens_and_with_size_is_told_apart():
     """The 1.2 B0 that every cell has in common makes the exponents of B* a little smaller than those of b / a."""
-    law = critical(*simulated(batches=(1, 2, 4, 8, 16, 32, 64)), draws=50).law
+    found = critical(*simulated(batches=(1, 2, 4, 8, 16, 32, 64)), draws=50)
+    law, ratio = found.law, found.ratio_law
+    assert ratio["a_D"].value == pytest.approx(A_D, abs=0.05) and ratio["a_N"].value == pytest.approx(A_N, abs=0.02)
     assert law["a_D"].value == pytest.approx(A_D, abs=0.12) and law["joint_D"].value == pytest.approx(A_D, abs=0.12)
     assert law["a_N"].value == pytest.approx(A_N, abs=0.05) and law["joint_N"].value == pytest.approx(A_N, abs=0.05)
     assert law["path"].value == pytest.approx(law["joint_N"].value + law["joint_D"].value)
