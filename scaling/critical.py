@@ -291,7 +291,7 @@ def _prepared(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     for name in ("N", "peak_lr", "seed"):
         runs[name] = pd.to_numeric(runs[name])
     ended = runs["status"].isin(["completed", "diverged"])
-    notes = [f"{(~ended).sum()} runs that did not end are left out."] if (~ended).any() else []
+    notes = [f"Left out for they did not end: {(~ended).sum()} of {len(runs)} runs."] if (~ended).any() else []
     runs = runs[ended & runs["B"].notna()]
     if runs.empty:
         raise ValueError("no run has ended.")

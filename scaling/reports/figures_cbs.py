@@ -98,11 +98,7 @@ def rates(found: Critical) -> Spec:
     data = Data()
     lines = data.chart(table).mark_line(strokeWidth=1.2, opacity=0.6).encode(x, y, colour)
     edge, inside = table[table["edge"]], table[~table["edge"]]
-    dots = [
-        data.chart(part)
-        .mark_point(size=60, filled=filled, fill=None if filled else "white", opacity=1)
-        .encode(x, y, colour)
-        for part, filled in ((inside, True), (edge, False))
-        if len(part)
-    ]
+    dots = [data.chart(inside).mark_circle(size=60, opacity=1).encode(x, y, colour)] if len(inside) else []
+    if len(edge):
+        dots.append(data.chart(edge).mark_point(size=60, fill="white", opacity=1).encode(x, y, colour))
     return data.finish(alt.layer(lines, *dots).properties(width=420, height=250))
