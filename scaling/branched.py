@@ -17,8 +17,10 @@ import pandas as pd
 
 from scaling.naming import first_batch
 from scaling.seeds import over_seeds
+from scaling.settings import comparable, text
 
 TOLERANCE = 0.02  # nats per token
+DIVERGED = 10.0  # nats that a branch which diverged counts as worse
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def branched(runs: pd.DataFrame, tolerance: float = TOLERANCE, draws: int = 1000
     branches, notes = _branches(runs)
     own = branches[branches["times"] == 1].set_index(["parent", "tokens", "seed"])["loss"]
     others = branches[branches["times"] != 1]
-    others = others.assign(difference=others["loss"] - _matched(others, own))
+    others = others.assign(difference=np.minimum(others["loss"] - _matched(others, own), DIVERGED))
     lost = int(others["difference"].isna().sum())
     if lost:
         notes.append(f"{lost} branches have no completed branch at the run's own batch beside them and are left out.")
@@ -102,16 +104,21 @@ def largest_within(batches: np.ndarray, differences: np.ndarray, tolerance: floa
 def ramp(law: tuple[float, float, float, float], base: int, first: float, last: float) -> tuple[list[int], list[int]]:
     """Thresholds in tokens and batches in sequences: `base` doubled wherever B* = k tokens^exponent allows it.
 
-    Thresholds lie between `first` and `last` tokens; what B* allows already at `first` begins there.
+    Thresholds lie between `first` and `last` tokens; what B* allows already at `first` begins there, unless it shrinks.
     """
+    if law[1] < 0:
+        return [], [base]
     k, exponent = law[:2]
     thresholds: list[int] = []
     batches = [base]
     for doublings in range(1, 31):
         batch = base * 2**doublings
-        at = first if k * first**exponent >= batch else (batch / k) ** (1 / exponent) if exponent > 0 else np.inf
-        if not at < last:
+        if k * first**exponent >= batch:
+            at = first
+        elif exponent <= 0 or np.log(batch / k) / exponent >= np.log(last):
             break
+        else:
+            at = (batch / k) ** (1 / exponent)
         if thresholds and round(at) <= thresholds[-1]:
             batches[-1] = batch  # allowed at once
             continue
@@ -130,8 +137,12 @@ def _branches(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     above = runs.set_index("run_id")[["batch", "peak_lr"]]
     branches = runs[runs["parent"].isin(above.index)]
     losses = [name for name in map(str, branches) if name == "eval_loss" or name.startswith("eval_loss_")]
-    good = branches["status"].eq("completed") & branches.get("eval_loss", pd.Series(np.nan, branches.index)).notna()
-    notes = [f"{(~good).sum()} branches that did not complete are left out."] if (~good).any() else []
+    evaluated = branches.get("eval_loss", pd.Series(np.nan, branches.index)).notna()
+    diverged = branches["status"].eq("diverged")
+    good = branches["status"].eq("completed") & evaluated | diverged
+    notes = [f"{diverged.sum()} branches diverged: their batches count as too large."] if diverged.any() else []
+    notes += [f"{(~good).sum()} branches that did not complete are left out."] if (~good).any() else []
+    _one_setting(runs[runs["run_id"].isin(branches["parent"])])
     branches = branches[good]
     if branches.empty:
         raise ValueError("no branch has completed with a held-out loss.")
@@ -141,7 +152,8 @@ def _branches(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     with np.errstate(divide="ignore", invalid="ignore"):
         exponents = np.where(times == 1, np.nan, np.log(rates) / np.log(times))
     rules = [rule_name(e) for e in exponents]
-    lowest = branches[losses].astype(float).min(axis=1)
+    lowest = branches[losses].astype(float).min(axis=1) if losses else pd.Series(np.nan, branches.index)
+    lowest = lowest.mask(branches["status"].eq("diverged"), np.inf)
     return branches.assign(times=times, rule=rules, power=exponents, loss=lowest), notes
 
 
@@ -154,8 +166,20 @@ def rule_name(exponent: float) -> str:
     return f"rate with the batch to the power {exponent:.2g}"
 
 
+def _one_setting(parents: pd.DataFrame) -> None:
+    """ValueError where the runs that are branched off differ in more than their seed."""
+    settings = comparable(parents).assign(batch=parents["batch"].map(text), peak_lr=parents["peak_lr"].map(text))
+    differing = [name for name in settings if settings[name].nunique() > 1]
+    if differing:
+        listed = ", ".join(f"{name} ({', '.join(sorted(settings[name].unique()))})" for name in differing[:4])
+        raise ValueError(
+            f"the runs that are branched off differ in {listed}: give each setting a folder of its own "
+            "(launch.experiment)."
+        )
+
+
 def _matched(others: pd.DataFrame, own: pd.Series) -> np.ndarray:
-    own = own.groupby(level=[0, 1, 2]).mean()
+    own = own[np.isfinite(own)].groupby(level=[0, 1, 2]).mean()
     return own.reindex(pd.MultiIndex.from_frame(others[["parent", "tokens", "seed"]])).to_numpy()
 
 

@@ -3,8 +3,9 @@
     runs, curves --crossings--> tokens of every run to every target --best rate--> steps(N, D, B)
                  --hyperbola--> steps = a + b / B in every cell (N, D) --> B* --power law--> B* = k N^a_N D^a_D
 
-A target is named by the tokens D that the smallest batch needs for it, each batch at its own best rate. B* is the batch
-whose steps exceed by 20 % what linear scaling from the smallest batch would need (Zhang et al. 2024, arXiv:2410.21676).
+A target is named by the tokens D that B0 needs for it, the smallest batch that every size has; each batch is at its own
+best rate. B* is the batch whose steps exceed by 20 % what linear scaling from B0 would need (Zhang et al. 2024,
+arXiv:2410.21676).
 Intervals: seeds are drawn anew within every (N, B), the same in all cells, and rates chosen again each time.
 """
 
@@ -61,36 +62,50 @@ def critical(runs: pd.DataFrame, curves: pd.DataFrame, draws: int = 1000, seed: 
     runs = runs[[len(descents.get(run, ())) > 1 for run in runs["run_id"]]]
     if runs.empty:
         raise ValueError("no run has two evaluations: set eval.every_tokens.")
+    by_size = [set(group["B"]) for _, group in runs.groupby("N")]
+    common = set.intersection(*by_size)
+    if not common:
+        raise ValueError(
+            "the sizes have no batch in common, against which linear scaling could be held: run one for all."
+        )
+    reference = float(min(common))
+    if any(min(batches) < reference for batches in by_size):
+        notes.append(f"Batches below {reference:g} tokens were not run at every size: that one is B0 for all.")
     cells, rows, drawn, ratios = [], [], [], []
     for size, group in runs.groupby("N"):
-        samples = Samples(group, descents, draws, seed)
+        samples = Samples(group, descents, reference, draws, seed)
         targets = list(samples.targets())
         lost = samples.leave_out([target for _, target in targets])
         if lost:
             listed = ", ".join(f"{batch:g}" for batch in lost)
             notes.append(f"N = {short(size)}: no run with batches of {listed} tokens reached any target; left out.")
-        if len(samples.batches) < _LEAST_BATCHES:
+        if len(samples.batches) < _LEAST_BATCHES or reference not in samples.batches:
             count = len(samples.batches)
             notes.append(
-                f"N = {short(size)}: targets were reached at {count} batch sizes; {_LEAST_BATCHES} are needed."
+                f"N = {short(size)}: targets were reached at {count} batch sizes; {_LEAST_BATCHES} are needed, and B0."
             )
             continue
-        for tokens, target in targets:
-            found = samples.cell(target)
+        every = [(tokens, target, samples.cell(target)) for tokens, target in targets]
+        missed = [short(tokens) for tokens, _, found in every if found is None]
+        if missed:
+            notes.append(
+                f"N = {short(size)}: {len(missed)} of {len(every)} targets are left out (those of {', '.join(missed)} "
+                "tokens): at some batch no rate reached them with all its seeds."
+            )
+        for tokens, target, found in every:
             if found is None:
                 continue
             table, replicates = found
             a, b = hyperbola(table["B"].to_numpy(), table["steps"].to_numpy())
             many = hyperbola(table["B"].to_numpy(), replicates)
-            first = samples.batches[0]
-            star = float(_LAW.critical_batch({"a": a, "b": b}, first, OVERHEAD))
-            stars = _LAW.critical_batch({"a": many[0], "b": many[1]}, first, OVERHEAD)
+            star = float(_LAW.critical_batch({"a": a, "b": b}, reference, OVERHEAD))
+            stars = _LAW.critical_batch({"a": many[0], "b": many[1]}, reference, OVERHEAD)
             stars = stars if samples.several else np.full(draws, np.nan)
             low, high = np.percentile(stars, (5, 95))
             scatter = np.log((a + b / table["B"]) / table["steps"])
             cells.append({
-                "N": size, "D": tokens, "target": target, "B0": first, "a": float(a), "b": float(b), "critical": star,
-                "low": low, "high": high, "batches": len(table), "largest": table["B"].max(),
+                "N": size, "D": tokens, "target": target, "B0": reference, "a": float(a), "b": float(b),
+                "critical": star, "low": low, "high": high, "batches": len(table), "largest": table["B"].max(),
                 "scatter": float(np.sqrt(np.mean(scatter**2))), "seeds": int(table["seeds"].min()),
             })  # fmt: skip
             rows.append(table.assign(N=size, D=tokens))
@@ -143,7 +158,10 @@ def loss_at(descent: np.ndarray, tokens: float) -> float:
 class Samples:
     """The runs of one size: batch (tokens) -> setting of rate and beta2 -> seeds, with the draws of seeds."""
 
-    def __init__(self, runs: pd.DataFrame, descents: dict[str, np.ndarray], draws: int, seed: int) -> None:
+    def __init__(
+        self, runs: pd.DataFrame, descents: dict[str, np.ndarray], reference: float, draws: int, seed: int
+    ) -> None:
+        self.reference = reference
         self.by_batch: dict[float, list[tuple[pd.Series, list[np.ndarray]]]] = {}
         for batch, group in runs.groupby("B"):
             rates = group.sort_values("seed").groupby(["peak_lr", "beta2"], dropna=False)
@@ -159,10 +177,11 @@ class Samples:
             for batch in self.batches
             for count in sorted(counts)
         }
+        self.normal = {batch: generator.standard_normal(draws) for batch in self.batches}
 
     def targets(self) -> Iterator[tuple[float, float]]:
-        """(tokens, loss) of the smallest batch at its best rate, a factor sqrt(2) apart; the tokens are round."""
-        rates = self.by_batch[self.batches[0]]
+        """(tokens, loss) of the reference batch at its best rate, a factor sqrt(2) apart; the tokens are round."""
+        rates = self.by_batch[self.reference]
         ends = [min(d[-1, 0] for d in seeds) for _, seeds in rates]
         starts = [max(d[0, 0] for d in seeds) for _, seeds in rates]
         first, last = np.ceil(np.log(min(starts)) / log(_APART)), np.floor(np.log(max(ends)) / log(_APART))
@@ -182,10 +201,12 @@ class Samples:
         None where one batch did not: the largest are the last to be there, and without them the curve has no bend.
         """
         rows, replicates = [], []
-        for batch in self.batches:
-            options = self.options(batch, target)
-            if not options:
-                return None
+        of_batch = {batch: self.options(batch, target) for batch in self.batches}
+        if not all(of_batch.values()):
+            return None
+        spreads = [logs.var(ddof=1) for options in of_batch.values() for _, logs in options if len(logs) > 1]
+        pooled = float(np.sqrt(np.mean(spreads))) if spreads else np.nan
+        for batch, options in of_batch.items():
             means = [logs.mean() for _, logs in options]
             best = int(np.argmin(means))
             first, logs = options[best]
@@ -196,7 +217,7 @@ class Samples:
                 "peak_lr": float(first["peak_lr"]), "beta2": first["beta2"], "edge": edge, "rates": len(rates),
                 "seeds": len(logs), "spread": float(logs.std(ddof=1)) if len(logs) > 1 else np.nan,
             })  # fmt: skip
-            replicates.append(np.exp(np.min([self._draw(batch, own) for _, own in options], axis=0)) / batch)
+            replicates.append(np.exp(np.min([self._draw(batch, own, pooled) for _, own in options], axis=0)) / batch)
         return pd.DataFrame(rows), np.array(replicates).T
 
     def options(self, batch: float, target: float) -> list[tuple[pd.Series, np.ndarray]]:
@@ -211,9 +232,12 @@ class Samples:
         self.batches = [batch for batch in self.batches if batch not in lost]
         return lost
 
-    def _draw(self, batch: float, logs: np.ndarray) -> np.ndarray:
-        """Means over drawn seeds (draws,), as far from the mean as those of so few seeds should be."""
+    def _draw(self, batch: float, logs: np.ndarray, pooled: float) -> np.ndarray:
+        """Means over drawn seeds (draws,), as far from the mean as those of so few seeds should be; a single seed
+        has the spread that the others have on average."""
         count = len(logs)
+        if count == 1:
+            return logs[0] + (pooled if np.isfinite(pooled) else 0.0) * self.normal[batch]
         means = logs[self.drawn[batch, count]].mean(axis=1)
         return logs.mean() + (means - logs.mean()) * (count / max(count - 1, 1)) ** 0.5
 
@@ -298,7 +322,10 @@ def _prepared(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     of_batch = [name for name in comparable(runs) if name not in _FOLLOWS]
     labels, differing = apart(comparable(runs)[of_batch], [runs["N"], runs["B"]])
     if labels.nunique() > 1:
-        raise ValueError(f"steps to a target are compared within one setting. {' '.join(differing)} Use filter=.")
+        raise ValueError(
+            f"steps to a target are compared within one setting. {' '.join(differing)} Give each a folder of its own "
+            "(launch.experiment)."
+        )
     return runs, notes
 
 

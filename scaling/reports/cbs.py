@@ -54,8 +54,8 @@ def cbs(records: Records) -> Section:
             "cbs_steps",
             figures_cbs.steps(found),
             f"Steps to a target loss against the batch. Points: the mean over seeds at the best rate ({counts}); "
-            "lines: steps = a + b / B, fitted; dashed: linear scaling from the smallest batch; diamonds: the batch "
-            f"that needs {OVERHEAD:.0%} more data than that. A target is named by what the smallest batch needs.",
+            "lines: steps = a + b / B, fitted; dashed: linear scaling from B0, the smallest batch; diamonds: the batch "
+            f"that needs {OVERHEAD:.0%} more data than that. A target is named by the tokens that B0 needs.",
             data=data, sharpen=sharpen,
         ),
         Figure(
@@ -75,9 +75,10 @@ def cbs(records: Records) -> Section:
     ]  # fmt: skip
     text = (
         "The rate is constant after warm-up and the loss is the lowest of the weights and their averages, on the "
-        "held-out set; between evaluations it is taken as linear in log tokens. At every batch the rate (and beta2) "
-        f"that needs fewest tokens is used. The critical batch B* needs {OVERHEAD:.0%} more data than linear scaling "
-        "from the smallest batch B0 would (Zhang et al. 2024, arXiv:2410.21676): B* = 0.2 b / a + 1.2 B0. Intervals "
+        "held-out set; between evaluations it is taken as linear in log tokens. Of the rates (and values of beta2) "
+        "that were run, the one that needs fewest tokens is used at every batch. The critical batch B* needs "
+        f"{OVERHEAD:.0%} more data than linear scaling from B0, the smallest batch of all sizes, would (Zhang et al. "
+        "2024, arXiv:2410.21676): B* = 0.2 b / a + 1.2 B0. Intervals "
         "draw seeds anew and choose rates again; three seeds make them somewhat too narrow."
     )
     blocks = [
@@ -100,20 +101,28 @@ def cbs(records: Records) -> Section:
 def _answers(found: Critical) -> list[str]:
     largest = found.cells.sort_values(["N", "D"]).groupby("N").tail(1)
     answers = []
-    if {"a_D", "a_N"} <= set(found.law):
-        with_tokens, with_size = found.law["a_D"], found.law["a_N"]
+    ratio, star = found.ratio_law, found.law
+    if {"a_D", "a_N"} <= set(ratio):
+        with_tokens, with_size = ratio["a_D"], ratio["a_N"]
         verdict = "The intervals do not tell the two apart."
-        if with_tokens.low > with_size.high:
+        if np.isnan(with_tokens.low) or np.isnan(with_size.low):
+            verdict = "With one seed there is no telling how surely."
+        elif with_tokens.low > with_size.high:
             verdict = "It grows with the tokens more than with the size."
         elif with_size.low > with_tokens.high:
             verdict = "It grows with the size more than with the tokens."
         answers.append(
-            f"The critical batch grows as D<sup>{with_tokens.value:.2f}</sup> ({_interval(with_tokens)}) at a fixed "
-            f"size and as N<sup>{with_size.value:.2f}</sup> ({_interval(with_size)}) at fixed tokens. {verdict}"
+            f"The batch that needs twice the data, b / a, grows as D<sup>{with_tokens.value:.2f}</sup> "
+            f"({_interval(with_tokens)}) at a fixed size and as N<sup>{with_size.value:.2f}</sup> "
+            f"({_interval(with_size)}) at fixed tokens. {verdict} The critical batch B*, which holds 1.2 B0, grows as "
+            f"D<sup>{star['a_D'].value:.2f}</sup> and N<sup>{star['a_N'].value:.2f}</sup>."
         )
-    elif "a_D" in found.law:
-        one = found.law["a_D"]
-        answers.append(f"At one size the critical batch grows as D<sup>{one.value:.2f}</sup> ({_interval(one)}).")
+    elif "a_D" in ratio:
+        answers.append(
+            f"At one size the batch that needs twice the data, b / a, grows as D<sup>{ratio['a_D'].value:.2f}</sup> "
+            f"({_interval(ratio['a_D'])}), and the critical batch B*, which holds 1.2 B0, as "
+            f"D<sup>{star['a_D'].value:.2f}</sup> ({_interval(star['a_D'])})."
+        )
     for _, cell in largest.iterrows():
         beyond = " (beyond the largest batch that was run)" if cell["critical"] > cell["largest"] else ""
         answers.append(
@@ -198,7 +207,7 @@ def _exponents(found: Critical) -> list[str]:
             ]
             rows.append([Cell(meaning), *both, Cell(_PUBLISHED.get(name, ""))])
     text = (
-        "B* holds 1.2 times the smallest batch that was run, which does not grow; where that is no small part of it, "
+        "B* holds 1.2 B0, the smallest batch that was run, which does not grow; where that is no small part of it, "
         "the exponents of b / a, the batch at which twice the data are needed (McCandlish et al. 2018, "
         "arXiv:1812.06162), say more about growth."
     )

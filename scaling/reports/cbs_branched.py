@@ -11,7 +11,7 @@ import pandas as pd
 from optim.plan import Plan
 from optim.ramps import Seesaw
 from optim.schedules import Cosine
-from scaling.branched import TOLERANCE, Branched, branched, ramp
+from scaling.branched import DIVERGED, TOLERANCE, Branched, branched, ramp
 from scaling.drawing import COUNT_LABEL, FAINT, INK, Data, Spec, category, log_axis
 from scaling.reports.page import Cell, Constant, Figure, Section, escape, figure, listing, paragraph, section, table
 from scaling.reports.records import Records
@@ -62,7 +62,7 @@ def cbs_branched(records: Records) -> Section:
         "unit": "sequences", "sequence_length": length, "tolerance": TOLERANCE, "window": found.window,
         "critical": [plain(row) for row in found.critical.to_dict("records")],
         "differences": [plain(row) for row in found.differences.to_dict("records")],
-        "laws": {rule: dict(zip(_LAW, law, strict=True)) for rule, law in found.laws.items()},
+        "laws": {rule: plain(dict(zip(_LAW, law, strict=True))) for rule, law in found.laws.items()},
         "ramps": {rule: overrides(*steps, found.powers[rule]) for rule, steps in ramps.items() if steps[0]},
         "noise_scale": [plain(row) for row in noise.to_dict("records")],
     }  # fmt: skip
@@ -109,7 +109,7 @@ def _answers(found: Branched, ramps: dict[str, tuple[list[int], list[int]]], noi
             known = f" ({between(low, high, lambda x: f'{x:.2f}')})" if np.isfinite(low) else ""
             growth = f": it grows as tokens<sup>{exponent:.2f}</sup>{known}"
         answers.append(
-            f"With the {escape(str(rule))} the largest batch that keeps within {TOLERANCE:g} nats is "
+            f"{escape(str(rule)).capitalize()}: the largest batch that keeps within {TOLERANCE:g} nats is "
             f"{' and '.join(words)}{growth}."
         )
     for rule, (thresholds, batches) in ramps.items():
@@ -157,7 +157,10 @@ def _table(found: Branched) -> str:
         of = found.differences[
             (found.differences["rule"] == row["rule"]) & (found.differences["tokens"] == row["tokens"])
         ]
-        listed = ", ".join(f"{one['batch']:g}: {signed(one['difference'])}" for _, one in of.iterrows())
+        worse = {
+            k: signed(x) if x < DIVERGED / 4 else "diverged" for k, x in zip(of["batch"], of["difference"], strict=True)
+        }
+        listed = ", ".join(f"{batch:g}: {difference}" for batch, difference in worse.items())
         rows.append([
             Cell(row["rule"]), Cell(short(row["tokens"]), row["tokens"]),
             Cell(f"{'at least ' if row['beyond'] else ''}{row['critical']:.1f}", row["critical"]),
@@ -173,6 +176,7 @@ def _differences(found: Branched) -> Spec:
     for rule, rows in found.differences.groupby("rule"):
         own = pd.DataFrame({"tokens": sorted(rows["tokens"].unique()), "batch": found.base, "difference": 0.0})
         rows = pd.concat([own, rows[["tokens", "batch", "difference", "low", "high"]]])
+        rows = rows[rows["difference"] < 1]  # more is off every useful scale, as is what diverged
         rows = rows.assign(after=rows["tokens"].map(short)).drop(columns="tokens")
         colour = category("after", order, title="tokens before")
         x = log_axis(alt.X, "batch", "batch (sequences)", rows["batch"], COUNT_LABEL)

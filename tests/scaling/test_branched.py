@@ -98,6 +98,26 @@ def test_a_place_without_the_runs_own_batch_is_left_out_in_words():
     assert 1e5 not in set(found.critical["tokens"]) and "12 branches have no completed branch" in found.notes[0]
 
 
+def test_a_batch_that_diverged_is_too_large_and_never_the_largest_harmless_one():
+    runs = simulated()
+    runs.loc[runs["parent"].notna() & (runs["ramp.batch_size"] >= 32), "status"] = "diverged"
+    found = branched(runs, draws=20)
+    assert not found.critical["beyond"].any() and (found.critical["critical"] < 32).all()
+    assert "24 branches diverged" in found.notes[0]
+    assert "diverged" in str(cbs_branched(Records(runs, pd.DataFrame(), Settings(bootstrap=10))).blocks)
+
+
+def test_runs_of_two_settings_are_not_averaged():
+    other = simulated().assign(N=1.5e5, **{"model.d_model": 64})
+    other[["run_id", "parent"]] = "q" + other[["run_id", "parent"]]
+    with pytest.raises(ValueError, match="differ in model.d_model"):
+        branched(pd.concat([simulated().assign(**{"model.d_model": 32}), other]), draws=10)
+
+
+def test_a_nearly_flat_law_does_not_overflow():
+    assert ramp((8 / 1e5**0.0005, 0.0005, 0, 0), 4, 1e5, 1e6) == ([100_000], [4, 8])
+
+
 @pytest.mark.parametrize(("change", "words"), [("parent", "no run is a branch"), ("status", "no branch has completed"),
                                                ("own", "at the run's own batch")])  # fmt: skip
 def test_what_cannot_be_compared_is_refused_in_words(change, words):

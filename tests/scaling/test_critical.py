@@ -101,6 +101,31 @@ def test_runs_that_were_stopped_count_for_the_targets_that_they_passed():
     np.testing.assert_allclose(both["critical"], both["critical_stopped"], rtol=1e-9)
 
 
+def test_one_b0_serves_all_sizes_and_a_missing_batch_changes_little():
+    runs, curves = simulated(seeds=1)
+    whole = critical(runs, curves, draws=5)
+    lacking = ~((runs["N"] == max(SIZES)) & (runs["ramp.batch_size"] == min(BATCHES)))
+    found = critical(runs[lacking], curves, draws=5)
+    assert set(found.cells["B0"]) == {4 * LENGTH} and any("B0 for all" in note for note in found.notes)
+    assert found.ratio_law["a_N"].value == pytest.approx(whole.ratio_law["a_N"].value, abs=0.01)
+
+
+def test_targets_that_a_batch_did_not_reach_are_counted():
+    runs, curves = simulated()
+    short = runs[(runs["ramp.batch_size"] == max(BATCHES)) & (runs["seed"] == 0)]["run_id"]
+    found = critical(runs, curves[~(curves["run_id"].isin(short) & (curves["tokens"] > 4e5))], draws=20)
+    assert 0 < len(found.cells) < len(critical(runs, curves, draws=5).cells)
+    assert sum("targets are left out" in note for note in found.notes) == len(SIZES)
+
+
+def test_a_batch_with_one_seed_is_as_uncertain_as_the_others():
+    runs, curves = simulated(noise=0.05, rates=(1,), sizes=(5e4,))
+    several = critical(runs, curves, draws=400).cells
+    one = critical(runs[(runs["ramp.batch_size"] == min(BATCHES)) | (runs["seed"] == 0)], curves, draws=400).cells
+    widths = [np.log(cells["high"] / cells["low"]).median() for cells in (several, one)]
+    assert widths[1] > widths[0]
+
+
 def test_the_order_of_the_rows_does_not_matter():
     runs, curves = simulated(noise=0.05)
     mixed = critical(runs.sample(frac=1, random_state=1), curves.sort_values(["tokens", "run_id"]), draws=50)
@@ -168,9 +193,9 @@ def part():
 
 def test_the_answers_name_what_the_batch_grows_with(part):
     first = text(part.answers[0])
-    law = part.numbers["law"]
+    law = part.numbers["ratio_law"]
     assert f"D{law['a_D']['value']:.2f}" in first and f"N{law['a_N']['value']:.2f}" in first
-    assert first.endswith("It grows with the tokens more than with the size.")
+    assert "It grows with the tokens more than with the size." in first
     assert "189 runs" in part.answers[-1]
 
 
@@ -203,4 +228,9 @@ def test_runs_that_allow_no_cell_say_why():
 
 def test_a_single_size_speaks_of_tokens_alone():
     part = cbs(Records(*simulated(sizes=(5e4,), noise=0.03), SETTINGS))
-    assert text(part.answers[0]).startswith("At one size the critical batch grows as D") and part.line == ""
+    assert text(part.answers[0]).startswith("At one size the batch that needs twice the data") and part.line == ""
+
+
+def test_one_seed_decides_nothing():
+    part = cbs(Records(*simulated(seeds=1), SETTINGS))
+    assert "With one seed there is no telling" in part.answers[0]
