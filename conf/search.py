@@ -9,54 +9,77 @@ asked for, with every seed; a group ends when its best point has them all. The s
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from conf.points import Point, expand
+from data.descents import descent, tokens_to
 from data.files import read_json
-from data.records import COMPLETED, DIVERGED
+from data.records import COMPLETED, DIVERGED, read_metrics
 
 Place = tuple[float, ...]
 
 
 def searched(asked: Sequence[Point], config_name: str = "config") -> list[Point]:
-    """The points (as `conf.points.expand` gives them), and those that a search adds by the results there are.
+    """The points (as `conf.points.expand` gives them), then those that a search adds by the results there are.
 
     What a search comes to that is no valid point, as half a sequence, is said and left out.
     """
-    points = list(asked)
-    tried = {point.run_id for point in points}
-    while added := [own for own in more(points) if " ".join(own) not in tried]:
+    points, known, refused = list(asked), {point.run_id for point in asked}, set[str]()
+    while added := more(points, refused):
+        before = len(points), len(refused)
         for own in added:
-            tried.add(" ".join(own))
             try:
-                (point,) = expand([own], config_name)
+                found = expand([own], config_name)  # a branch comes with its parent
             except ValueError as error:
                 print(f"warning: the search leaves out {' '.join(own)}: {error}", file=sys.stderr)
+                refused.add(" ".join(own))
                 continue
-            if point.run_id not in tried:
-                tried.add(point.run_id)
-                points.append(point)
+            points += [point for point in found if point.run_id not in known]
+            known |= {point.run_id for point in found}
+        if (len(points), len(refused)) == before:  # all are runs that there are, by other words
+            break
     return points
 
 
-def more(points: Sequence[Point]) -> list[list[str]]:
-    """Overrides of the points to train next; none where the search is at its end, or a group has no results yet."""
-    found = []
-    for group in _groups(points):
-        search = group[0].config["launch"]["search"]
-        results = defaultdict(list)
-        for point in group:
-            results[_place(point)].append(result(point))
-        if any(math.isnan(value) for values in results.values() for value in values):
-            continue
-        means = {place: sum(values) / len(values) for place, values in results.items()}
-        for place in missing(means, search["factor"])[: max(0, search["most"] - len(means))]:
-            seeds = {tuple(_without(point, search["over"])): point for point in group}
-            found += [
-                [*own, *(f"{key}={value:.12g}" for key, value in zip(search["over"], place, strict=True))]
-                for own in seeds
-            ]
-    return found
+def more(points: Sequence[Point], refused: Container[str] = ()) -> list[list[str]]:
+    """Overrides of the points to train next, none of them `refused`; [] where no group asks for any."""
+    return [own for group in _groups(points) for own in _next(group, refused)[0]]
+
+
+def outcomes(points: Sequence[Point]) -> list[str]:
+    """For every group what its search has come to, in words."""
+    return [_next(group, ())[1] for group in _groups(points)]
+
+
+def _next(group: Sequence[Point], refused: Container[str]) -> tuple[list[list[str]], str]:
+    """What a group asks for, and how it stands."""
+    search = group[0].config["launch"]["search"]
+    keys = search["over"]
+    what = " ".join(_without(group[0], [*keys, "seed"])) or "the search"
+    results = defaultdict(list)
+    for point in group:
+        results[_place(point)].append(result(point))
+    waits = sum(math.isnan(value) for values in results.values() for value in values)
+    if waits:
+        return [], f"{what}: waits for {waits} of {len(group)} runs that have not ended"
+    means = {place: sum(values) / len(values) for place, values in results.items()}
+    best = min(means, key=lambda place: (means[place], place))
+    if math.isinf(means[best]):
+        return [], f"{what}: no value came to a result, so there is nothing to bracket"
+    seeds = {tuple(_without(point, keys)) for point in group}
+    asked = [
+        [[*own, *(f"{key}={value:.12g}" for key, value in zip(keys, place, strict=True))] for own in sorted(seeds)]
+        for place in missing(means, search["factor"])
+    ]
+    asked = [of_place for of_place in asked if not any(" ".join(own) in refused for own in of_place)]
+    named = ", ".join(f"{key}={value:.6g}" for key, value in zip(keys, best, strict=True))
+    if not asked:
+        return [], f"{what}: {named} is best of {len(means)}, its neighbours were tried"
+    left = asked[: max(0, search["most"] - len(means))]
+    if not left:
+        most = search["most"]
+        return [], f"{what}: {named} is best of {len(means)}, not bracketed: launch.search.most={most} is reached"
+    return [own for of_place in left for own in of_place], f"{what}: {named} is best of {len(means)} so far"
 
 
 def missing(means: Mapping[Place, float], factor: float) -> list[Place]:
@@ -74,7 +97,7 @@ def missing(means: Mapping[Place, float], factor: float) -> list[Place]:
 def result(point: Point) -> float:
     """What the search minimises: tokens to the target where the point has one, else the final held-out loss.
 
-    Infinite where it diverged or was not there in time; nan where it has not ended.
+    Infinite where it diverged or was not there; nan where it has not ended.
     """
     summary = read_json(point.folder / "summary.json")
     if summary.get("status") == DIVERGED:
@@ -82,15 +105,18 @@ def result(point: Point) -> float:
     if summary.get("status") != COMPLETED:
         return math.nan
     if point.config["stop_when"]:
-        return summary["tokens"] if summary["stop_reason"] == "target" else math.inf
+        fall = descent(read_metrics(point.folder / "metrics.jsonl"))
+        tokens = tokens_to(fall, point.config["stop_when"]["loss"])
+        return fall[0, 0] if math.isnan(tokens) else tokens  # there before its first evaluation
     return summary["eval_loss"]
 
 
 def _groups(points: Sequence[Point]) -> list[list[Point]]:
     groups = defaultdict(list)
+    parents = {point.parent for point in points}
     for point in points:
         search = point.config["launch"]["search"]
-        if search["over"]:
+        if search["over"] and point.folder not in parents:
             groups[tuple(sorted(_without(point, [*search["over"], "seed"])))].append(point)
     return list(groups.values())
 

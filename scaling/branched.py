@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from data.descents import is_held_out
 from scaling.naming import first_batch
 from scaling.seeds import over_seeds
 from scaling.settings import comparable, text
@@ -136,7 +137,7 @@ def _branches(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         runs[name] = pd.to_numeric(runs[name])
     above = runs.set_index("run_id")[["batch", "peak_lr"]]
     branches = runs[runs["parent"].isin(above.index)]
-    losses = [name for name in map(str, branches) if name == "eval_loss" or name.startswith("eval_loss_")]
+    losses = [name for name in map(str, branches) if is_held_out(name)]
     evaluated = branches.get("eval_loss", pd.Series(np.nan, branches.index)).notna()
     diverged = branches["status"].eq("diverged")
     good = branches["status"].eq("completed") & evaluated | diverged

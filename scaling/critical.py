@@ -18,6 +18,7 @@ from math import log
 import numpy as np
 import pandas as pd
 
+from data.descents import descent, loss_at, tokens_to
 from scaling.laws import StepsToTarget
 from scaling.naming import first_batch
 from scaling.settings import apart, comparable
@@ -58,7 +59,8 @@ class Exponent:
 def critical(runs: pd.DataFrame, curves: pd.DataFrame, draws: int = 1000, seed: int = 0) -> Critical:
     """Cells, steps and laws of the runs. ValueError where there is not one cell."""
     runs, notes = _prepared(runs)
-    descents = {run: descent(rows) for run, rows in curves.groupby("run_id") if run in set(runs["run_id"])}
+    known = curves[curves["run_id"].isin(runs["run_id"])].sort_values("tokens")
+    descents = {run: descent(rows.to_dict("records")) for run, rows in known.groupby("run_id")}
     runs = runs[[len(descents.get(run, ())) > 1 for run in runs["run_id"]]]
     if runs.empty:
         raise ValueError("no run has two evaluations: set eval.every_tokens.")
@@ -119,37 +121,6 @@ def critical(runs: pd.DataFrame, curves: pd.DataFrame, draws: int = 1000, seed: 
     ratio_law = power_law(found_cells.assign(critical=found_cells["b"] / found_cells["a"]), np.array(ratios).T)
     steps = pd.concat(rows, ignore_index=True)
     return Critical(found_cells, steps, replicates, law, ratio_law, tuple(notes), runs)
-
-
-# ---------------------------------------------------------------------------------------------------- one run
-
-
-def descent(rows: pd.DataFrame) -> np.ndarray:
-    """(evaluations, 2): tokens and the lowest held-out loss so far, of the weights or any average of them."""
-    names = [name for name in map(str, rows) if name == "eval_loss" or name.startswith("eval_loss_")]
-    rows = rows.dropna(subset="eval_loss") if "eval_loss" in rows else rows[:0]
-    losses = rows[names].astype(float).min(axis=1).to_numpy()
-    return np.column_stack([rows["tokens"].to_numpy(float), np.minimum.accumulate(losses)])
-
-
-def tokens_to(descent: np.ndarray, target: float) -> float:
-    """Tokens at which a run was at `target`: between evaluations the loss is linear in log tokens.
-
-    Infinite where it never was; nan where it was below at its first evaluation.
-    """
-    tokens, losses = descent.T
-    if losses[0] <= target:
-        return np.nan
-    after = int(np.argmax(losses <= target))
-    if not after:
-        return np.inf
-    share = (losses[after - 1] - target) / (losses[after - 1] - losses[after])
-    return float(tokens[after - 1] * (tokens[after] / tokens[after - 1]) ** share)
-
-
-def loss_at(descent: np.ndarray, tokens: float) -> float:
-    """The lowest loss so far after `tokens`, by the same interpolation; nan outside the evaluations."""
-    return float(np.interp(log(tokens), np.log(descent[:, 0]), descent[:, 1], left=np.nan, right=np.nan))
 
 
 # ---------------------------------------------------------------------------------------------------- one size
@@ -330,5 +301,5 @@ def _prepared(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 
 
 # what follows the batch, or is chosen with the rate
-_FOLLOWS = ("optimizer.beta2", "total_tokens", "warmup_tokens", "stop_when.loss", "stop_when.rivals",
-            "stop_when.beaten_by", "eval.every_tokens", "eval.growth")  # fmt: skip
+_FOLLOWS = ("optimizer.beta2", "optimizer.adamw_beta2", "total_tokens", "warmup_tokens", "stop_when.loss",
+            "stop_when.rivals", "stop_when.beaten_by", "eval.every_tokens", "eval.growth")  # fmt: skip

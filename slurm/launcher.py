@@ -16,10 +16,10 @@ from omegaconf import DictConfig
 from conf.branches import without_parent
 from conf.errors import user_errors
 from conf.points import Point, compose_config, expand, listed
-from conf.search import searched
+from conf.search import outcomes, searched
 from data.records import COMPLETED, DIVERGED, PREEMPTED_EXIT, live_holder, lock_run
 from slurm import background, manifest
-from slurm.display import branched, short_labels
+from slurm.display import branched, console, short_labels
 from slurm.dry_run import describe
 from slurm.local import Stop, check_launch, prepare_data, run_points, status_of
 from slurm.manifest import SLURM
@@ -37,17 +37,18 @@ def launch(overrides: Sequence[Sequence[str]]) -> None:
         if any(point.config["dry_run"] for point in points):
             print(describe(points))
             return
-        while True:
-            check_launch(points)
-            refuse_live(points)
-            prepare_data(points, stop)
-            refuse_live(points)  # preparing takes its time, and two sweeps may have been started at once
-            with recorded(points):
-                code = run_points(points, stop)
-            longer = points if code == PREEMPTED_EXIT else searched(points)
-            if len(longer) == len(points):
-                break
-            points = longer
+        code, due = 0, points
+        while due and code != PREEMPTED_EXIT:
+            check_launch(due)
+            refuse_live(due)
+            prepare_data(due, stop)
+            refuse_live(due)  # preparing takes its time, and two sweeps may have been started at once
+            with recorded(due):
+                code = run_points(due, stop) or code
+            longer = searched(points)
+            points, due = longer, longer[len(points) :]
+        for line in outcomes(points):
+            console.print(f"search: {line}", markup=False)
     if code:
         sys.exit(code)
 

@@ -41,7 +41,9 @@ def train(run: Run, life: dict[str, Any], stop_requested: Callable[[], str | Non
     stopping = Stopping(run.folder, run.config)
     saved_at, stop, profile = time.monotonic(), False, False
     diverged: dict[str, Any] = {}
-    early = run.fabric.broadcast(stopping.reason(record.last(tokens)) if record else None)  # killed when it had ended
+    early = None
+    if tokens < plan.final_tokens:  # killed when it had ended
+        early = run.fabric.broadcast(stopping.reason(record.last(tokens)) if record else None)
 
     while tokens < plan.final_tokens and not stop and not early:
         lr, batch_size = plan.at(tokens)
@@ -98,8 +100,9 @@ def train(run: Run, life: dict[str, Any], stop_requested: Callable[[], str | Non
                 record.log(row)
             for logger in run.loggers:
                 logger.log_metrics({k: v for k, v in row.items() if v is not None}, step)
-            if stopping.loss is not None and evaluation and not done:
-                early = run.fabric.broadcast(stopping.reason(row) if record else None)
+            if stopping.loss is not None and evaluation:
+                reason = run.fabric.broadcast(stopping.reason(row) if record else None)
+                early = None if done else reason
         if done or stop or early or result.save or tokens in run.checkpoints.marks or passes(before, after, save_every):
             if record:
                 record.sync()  # a checkpoint must not outlive the rows before it

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from data.descents import is_held_out
 from data.files import read_json, write_json
 
 TARGET, HOPELESS = "target", "hopeless"
@@ -26,6 +27,7 @@ class Stopping:
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         wanted, rivals = config["stop_when"] or {}, config["launch"]["rivals"]
+        self.folder = folder
         self.loss: float | None = wanted.get("loss")
         self.beaten_by: float = wanted.get("beaten_by") or math.inf
         self.mine = folder.parent / ".rivals" / rivals / f"{folder.name}.json" if rivals else None
@@ -40,11 +42,7 @@ class Stopping:
                 self.mine.parent.mkdir(parents=True, exist_ok=True)
                 write_json(self.mine, {"tokens": row["tokens"]})
             return TARGET
-        there = [path for path in self.mine.parent.glob("*.json") if path != self.mine] if self.mine else []
+        others = [path for path in self.mine.parent.glob("*.json") if path != self.mine] if self.mine else []
+        there = [path for path in others if (self.folder.parent / path.stem).is_dir()]  # one that is gone beats nobody
         best = min((read_json(path)["tokens"] for path in there), default=math.inf)
         return HOPELESS if row["tokens"] >= self.beaten_by * best else None
-
-
-def is_held_out(key: str) -> bool:
-    """Whether a column of the record is the held-out loss of the weights or of an average of them."""
-    return key == "eval_loss" or key.startswith("eval_loss_")

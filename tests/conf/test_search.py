@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conf.points import expand
-from conf.search import missing, more, searched
+from conf.search import missing, more, outcomes, result, searched
+from data.records import checkpoint_folder
 
 pytestmark = pytest.mark.usefixtures("hydra_conf")
 SEARCH = ["launch.search.over=[peak_lr]", "eval.tokens=512"]
@@ -18,8 +19,12 @@ def finish(points, loss, status="completed"):
     """Writes how the points ended that have not: at `loss` of their peak rate and seed."""
     for point in points:
         path = point.folder / "summary.json"
+        if point.parent:
+            kept = checkpoint_folder(point.parent, point.config["parent"]["tokens"]) / "manifest.json"
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.touch()
         if not path.exists():
-            path.parent.mkdir(parents=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             value = loss(point.config["peak_lr"], point.config["seed"])
             ended = {"status": status if math.isfinite(value) else "diverged", "eval_loss": value}
             path.write_text(json.dumps(ended))
@@ -95,13 +100,37 @@ def test_an_invalid_neighbour_is_said_and_left_out(tiny, capsys):
 
 
 def test_tokens_to_a_target_are_what_counts_where_there_is_one(tiny):
+    """Between evaluations too: the three pass the target between the same two."""
     asked = [[*tiny, *SEARCH, "stop_when.loss=3", f"peak_lr={rate}"] for rate in (1e-2, 2e-2, 4e-2)]
     points = searched(expand(asked))
-    for point, tokens, reason in zip(points, (500, 400, 300), ("target", "target", "hopeless"), strict=True):
+    for point, last, reason in zip(points, (2.9, 2.5, 3.1), ("target", "budget", "hopeless"), strict=True):
         point.folder.mkdir(parents=True)
-        ended = {"status": "completed", "stop_reason": reason, "tokens": tokens, "eval_loss": 1.0}
-        (point.folder / "summary.json").write_text(json.dumps(ended))
-    assert not more(points)  # the middle one is best: the last did not get there
+        rows = [{"tokens": 100, "eval_loss": 4.0}, {"tokens": 200, "eval_loss": 9.0, "eval_loss_average": last}]
+        (point.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (point.folder / "summary.json").write_text(json.dumps({"status": "completed", "stop_reason": reason}))
+    assert [result(point) for point in points] == pytest.approx([100 * 2 ** (1 / 1.1), 100 * 2 ** (1 / 1.5), math.inf])
+    assert not more(points) and "peak_lr=0.02 is best of 3" in outcomes(points)[0]
+
+
+def test_a_target_of_zero_is_none(tiny):
+    (point,) = expand([[*tiny, "stop_when.loss=0", "stop_when.rivals=[peak_lr]"]])
+    assert point.config["stop_when"] is None and point.run_id == expand([tiny])[0].run_id
+
+
+def test_branches_are_searched_and_their_parents_are_not(tiny):
+    parent = "parent.overrides=[peak_lr=1e-2,total_tokens=6400]"
+    asked = [[*tiny, *SEARCH, "parent.tokens=3200", parent, "peak_lr=2e-2"]]
+    points, _ = run(asked, bowl(2e-2))
+    rates = sorted(point.config["peak_lr"] for point in points)
+    assert rates == [1e-2, 1e-2, 2e-2, 4e-2]  # one parent, and three branches of it
+    assert len({point.parent for point in points} - {None}) == 1
+
+
+def test_how_a_search_ended_is_said(tiny):
+    points, _ = run([[*tiny, *SEARCH, "launch.search.most=4", "peak_lr=1e-2"]], lambda rate, seed: -rate)
+    assert "not bracketed: launch.search.most=4 is reached" in outcomes(points)[0]
+    waiting = searched(expand([[*tiny, *SEARCH, "peak_lr=5e-2"]]))
+    assert "waits for 1 of 1 runs" in outcomes(waiting)[0]
 
 
 def test_a_key_that_has_no_number_is_refused(tiny):

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.critical import OVERHEAD, critical, descent, hyperbola, loss_at, power_law, tokens_to
+from scaling.critical import OVERHEAD, critical, hyperbola, power_law
 from scaling.fit import LeastSquares, fit
 from scaling.laws import StepsToTarget
 from scaling.reports.cbs import cbs
@@ -140,23 +140,11 @@ def test_what_cannot_be_compared_is_refused_in_words(change):
     if change == "settings":
         runs["optimizer.weight_decay"] = np.where(runs["seed"] == 0, 0.0, 0.1)
     if change == "no evaluations":
-        curves["eval_loss"] = np.nan
+        curves[["eval_loss", "eval_loss_average"]] = np.nan
     words = {"few batches": "3 batch sizes; 4 are needed", "none ended": "no run has ended", "settings": "weight_decay",
              "no evaluations": "eval.every_tokens"}  # fmt: skip
     with pytest.raises(ValueError, match=words[change]):
         critical(runs, curves, draws=10)
-
-
-def test_crossings_lie_between_evaluations_in_log_tokens():
-    rows = pd.DataFrame(
-        {"tokens": [100, 200, 400, 800], "eval_loss": [5.0, 4.0, 4.5, 3.0], "eval_loss_a": [6, 5, 4.2, 3.5]}
-    )
-    line = descent(rows)
-    assert list(line[:, 1]) == [5.0, 4.0, 4.0, 3.0]  # the lowest so far, of whichever is lower
-    assert tokens_to(line, 4.5) == pytest.approx(100 * 2**0.5)
-    assert tokens_to(line, 3.5) == pytest.approx(400 * 2**0.5)
-    assert tokens_to(line, 2.9) == np.inf and np.isnan(tokens_to(line, 5.0))
-    assert loss_at(line, 100 * 2**0.5) == pytest.approx(4.5) and np.isnan(loss_at(line, 900))
 
 
 def test_the_hyperbola_is_the_engines_fit():

@@ -108,6 +108,36 @@ def test_a_rival_that_was_there_does_not_beat_itself(made, life):
     assert stopping.reason({"loss": 1.0, "tokens": 10}) is None  # no held-out loss: not an evaluation
 
 
+def test_a_run_that_is_gone_beats_nobody(made, life):
+    common = ["stop_when.loss=4.5", "stop_when.rivals=[peak_lr]", "stop_when.beaten_by=1"]
+    fast, slow = made(*common), made(*common, "peak_lr=1e-9")
+    life(fast)
+    shutil.rmtree(fast.folder)
+    life(slow)
+    assert summary(slow)["stop_reason"] == "budget"
+
+
+def test_at_its_budget_a_run_ends_by_it_and_its_rivals_still_hear_of_it(made, life, logged):
+    whole = made("eval.every_tokens=6400")
+    life(whole)
+    (last,) = (row["eval_loss"] for row in logged(whole.folder) if "eval_loss" in row)
+    point = made(f"stop_when.loss={last!r}", "stop_when.rivals=[peak_lr]", "eval.every_tokens=6400")
+    for _ in range(2):  # and once more, as if killed before its summary was written
+        life(point)
+        assert summary(point)["stop_reason"] == "budget"
+        (point.folder / "summary.json").unlink()
+    assert len(list((point.folder.parent / ".rivals").rglob("*.json"))) == 1
+
+
+def test_of_several_ranks_the_first_decides(fulcrum, tiny, tmp_path):
+    several = ["strategy=ddp", "launch.devices=2", "eval.every_tokens=600"]
+    result = fulcrum("train", *tiny, *several, "stop_when.loss=4.5", "stop_when.rivals=[peak_lr]")
+    assert result.returncode == 0, result.stderr
+    (path,) = (tmp_path / "runs" / "default").glob("r*/summary.json")
+    ended = json.loads(path.read_text())
+    assert ended["stop_reason"] == "target" and ended["tokens"] < 6400
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
