@@ -160,7 +160,8 @@ def compose_config(overrides: Sequence[str], config_name: str = "config") -> dic
     plain = {key: plain[key] for key in (field.name for field in fields(Config))}  # without a command's own options
     if plain["parent"] == {"tokens": None, "overrides": []}:
         plain["parent"] = None
-    if plain["stop_when"] and plain["stop_when"]["loss"] is None and plain["stop_when"]["rivals"] is None:
+    stop = plain["stop_when"]
+    if stop and (stop["loss"] == 0 or (stop["loss"] is None and stop["rivals"] is None)):
         plain["stop_when"] = None
     plain["launch"]["experiment"] = plain["launch"]["experiment"] or experiment or "default"
     return plain  # type: ignore[return-value]
@@ -234,9 +235,8 @@ def resolve(config: dict[str, Any], overrides: list[str]) -> Point:
     _check(isinstance(sources, dict) and bool(sources), "data.sources", sources, "give at least one source by name")
     good = isinstance(weights, dict) and all(isinstance(w, int | float) and w > 0 for w in weights.values())
     _check(weights is None or good, "data.weights", weights, "give {source: positive number}, or null")
-    _check(
-        weights is None or set(weights) == set(sources), "data.weights", weights, f"name each of {sorted(sources)} once"
-    )
+    once = f"name each of {sorted(sources)} once, or choose the data it is for (experiment=mixtures_web: on web text)"
+    _check(weights is None or set(weights) == set(sources), "data.weights", weights, once)
     launch["rivals"] = _rivals(config)
     run_id = "r" + hashlib.sha256(canonical_json(identity(config)).encode()).hexdigest()[:11]
     folder = Path(launch["runs"]).resolve() / launch["experiment"] / run_id
@@ -275,13 +275,19 @@ def _rivals(config: dict[str, Any]) -> str | None:
     if wanted is None:
         return None
     _check(wanted["loss"] is not None, "stop_when.rivals", wanted["rivals"], "give the stop_when.loss they race for")
+    _check(wanted["loss"] > 0, "stop_when.loss", wanted["loss"], "use a positive number of nats, or 0 for none")
     _check(wanted["beaten_by"] >= 1, "stop_when.beaten_by", wanted["beaten_by"], "use 1 or more")
     if wanted["rivals"] is None:
         return None
     common = dict(flatten(identity(config)))
     for key in wanted["rivals"]:
         of_key = [name for name in common if name == key or name.startswith(f"{key}.")]
-        _check(bool(of_key), "stop_when.rivals", key, "it is no key of what the run is; peak_lr is one")
+        _check(
+            bool(of_key),
+            "stop_when.rivals",
+            key,
+            "it is no key of this run: leave it out, as stop_when.rivals=[peak_lr]",
+        )
         common = {name: value for name, value in common.items() if name not in of_key}
     return hashlib.sha256(canonical_json(common).encode()).hexdigest()[:11]
 

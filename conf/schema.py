@@ -29,7 +29,7 @@ class StopWhen:
     """Ends a run at an evaluation before its budget; the summary's stop_reason says `target` or `hopeless`."""
 
     loss: float | None = None
-    """a held-out loss, of the weights or any average of them, at or below this ends the run; null: none does"""
+    """a held-out loss, of the weights or any average of them, at or below this ends the run; null or 0: none does"""
     rivals: list[str] | None = None
     """keys, as [peak_lr]: runs that differ in these alone race for the loss"""
     beaten_by: float = 1.25

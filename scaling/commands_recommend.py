@@ -18,7 +18,9 @@ from scaling.wording import DASH, between, short, three
 if TYPE_CHECKING:
     from scaling.recommend import Advice
 
-_FILES = ("hyperparameters", "cbs")  # numbers of a report, by the section that wrote them
+_FILES = ("hyperparameters", "cbs", "cbs_branched")  # numbers of a report, by the section that wrote them
+_NAMES = "hyperparameters.json, cbs.json or cbs_branched.json"
+_PLACES = ("*.json", "report/*.json", "*/*.json", "report/*/*.json", "*/report/*.json")  # a report has one part or more
 
 
 def recommend_command(cfg: DictConfig) -> None:
@@ -32,18 +34,23 @@ def recommend_command(cfg: DictConfig) -> None:
     length = round(_positive(cfg, "sequence_length", "2048"))
     own = _own(cfg)
     found = advices(size, tokens, own.get("hyperparameters"), own.get("cbs"), batch)
-    start = ramp(found, length)
+    start = ramp(found, length, batch)
+    branched = own.get("cbs_branched")
     if cfg.format == "json":
         told = {"N": size, "D": tokens, "sequence_length": length, "advice": [asdict(one) for one in found]}
-        print(json.dumps(told | {"disagreements": disagreements(found), "ramp": start and start[0]}, indent=1))
+        ramps = {"ramp": start and start[0], "ramp_from": start and start[1]}
+        ramps |= {"own_ramps": branched["ramps"]} if branched else {}
+        print(json.dumps(told | {"disagreements": disagreements(found)} | ramps, indent=1))
         return
     _print(found, size, tokens, length)
     for note in dict.fromkeys(f"{one.source}: {note}" for one in found for note in one.notes):
         print(f"Note: {note}")
     for sentence in disagreements(found):
         print(f"Disagreement: {sentence}")
+    if branched:
+        print("\n".join(_own_ramps(branched)))
     if start:
-        print(f"A ramp from half the critical batch of {start[1]}: {start[0]}")
+        print(f"A ramp from {start[1]}: {start[0]}")
     if not own:
         print("No laws of your own: fulcrum train experiment=hyperparameters, fulcrum report, then runs=<its folder>.")
 
@@ -57,12 +64,20 @@ def _print(found: Sequence[Advice], size: float, tokens: float, length: int) -> 
         "critical batch (tokens)", "extrapolates in", title=f"N = {short(size)}, D = {short(tokens)} tokens",
     )  # fmt: skip
     for one in found:
-        batch = _with(one.batch, one.batch_interval, short)
+        batch = _with(one.batch, one.batch_interval, short) + (" (given)" if one.batch_given else "")
         rate = _with(one.rate, one.rate_interval, three)
-        numbers = [_plain(one.weight_decay), _plain(one.timescale), _with(one.critical, None, short)]
+        numbers = [_plain(one.weight_decay), _plain(one.timescale), _with(one.critical, one.critical_interval, short)]
         sequences = DASH if one.batch is None else f"{one.batch / length:.3g}"
         shown.add_row(one.source, one.known_from, batch, sequences, rate, *numbers, one.extrapolates)
     Console(highlight=False, width=190).print(shown)
+
+
+def _own_ramps(numbers: dict[str, Any]) -> list[str]:
+    """The ramps that branches of the user's own run allow, by the rule for the rate."""
+    length, reached = numbers["sequence_length"], max(float(row["tokens"]) for row in numbers["critical"])
+    where = f"in sequences of {length} tokens and for its own budget, measured to {short(reached)} tokens"
+    ramps = [f"The ramp of your own run, {rule} ({where}): {text}" for rule, text in numbers["ramps"].items()]
+    return ramps or ["Your branches give no ramp: fulcrum report says what they lack."]
 
 
 def _with(value: float | None, ends: tuple[float, float] | None, written: Any) -> str:
@@ -76,26 +91,39 @@ def _plain(value: float | None) -> str:
 
 
 def _own(cfg: DictConfig) -> dict[str, dict[str, Any]]:
-    """The numbers of the reports that `cfg.runs` and `cfg.fit` name, by section."""
-    own: dict[str, dict[str, Any]] = {}
-    for folder in _listed(cfg.runs):
-        report = Path(folder) / "report"
-        there = [report / f"{name}.json" for name in _FILES if (report / f"{name}.json").is_file()]
+    """The numbers of the reports that `cfg.runs` and `cfg.fit` name, by section; each section once."""
+    files: dict[str, Path] = {}
+    for file in dict.fromkeys([*_reported(_listed(cfg.runs)), *_given(_listed(cfg.fit))]):
+        if file.stem in files:
+            raise ValueError(
+                f"two files of {file.name}: {files[file.stem]} and {file}. Their laws are not of one sweep: name one "
+                "by fit=<file>, or give runs= the folder of one report."
+            )
+        files[file.stem] = file
+    return {name: read_json(file) for name, file in files.items()}
+
+
+def _reported(folders: Sequence[str]) -> list[Path]:
+    """Files of numbers in the report of each folder of runs, or in each folder that a report was written to."""
+    found = []
+    for folder in folders:
+        there = [path for place in _PLACES for path in sorted(Path(folder).glob(place)) if path.stem in _FILES]
         if not there:
             raise ValueError(
-                f"runs={folder}: no {' or '.join(f'{name}.json' for name in _FILES)} in {report}. Write it first: "
-                f"fulcrum report runs={folder}"
+                f"runs={folder}: no {_NAMES} in it, in its report, or in the folders of either. Write it first: "
+                f"fulcrum report runs={folder}. Of a report that was written elsewhere (out=) give that folder."
             )
-        own |= {path.stem: read_json(path) for path in there}
-    for file in map(Path, _listed(cfg.fit)):
+        found += [path.resolve() for path in there]
+    return found
+
+
+def _given(files: Sequence[str]) -> list[Path]:
+    for file in map(Path, files):
         if not file.is_file():
-            raise ValueError(f"fit={file}: no such file. A report of experiment=hyperparameters or cbs writes it.")
+            raise ValueError(f"fit={file}: no such file. A report of one of these experiments writes it: {_NAMES}.")
         if file.stem not in _FILES:
-            raise ValueError(
-                f"fit={file}: one of {', '.join(f'{name}.json' for name in _FILES)}, as reports write them."
-            )
-        own[file.stem] = read_json(file)
-    return own
+            raise ValueError(f"fit={file}: one of {_NAMES}, as reports write them.")
+    return [Path(file).resolve() for file in files]
 
 
 def _listed(value: Any) -> list[str]:

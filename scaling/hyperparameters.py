@@ -12,7 +12,7 @@ an end of what was tried is no optimum and enters none.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,10 +27,13 @@ from scaling.settings import apart, comparable, counted, why_not
 from scaling.surface import USABLE, Optimum, optimum
 
 LEVEL = 0.9
+_STANDARD = "standard"
 _VALUES = 3  # values of a setting from which on its optimum is looked for
 _BORROWED = 4  # degrees of freedom that the scatter of all lines counts for in one of them
 _LEAST_ERROR = 0.02  # of a logarithm: no optimum is known better than the quadratic is right
-_OWN = ("optimizer.weight_decay", "optimizer.timescale", "model.")  # settings that are told in columns of their own
+_OWN = ("optimizer.weight_decay", "optimizer.timescale", "model.parametrization", "model.base_width")  # have columns
+_SHAPE = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "head_dim")  # of the model: what N tells
+_ALONG = 0.1  # a column that keeps less of its spread beside the others goes along with them
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,9 @@ class FittedLaw:
 
     `law` and `params` as of a fit; `intervals` of its exponents (90 %, Student's t with `freedom` degrees; the errors
     of the points are enlarged `scatter` times where they scatter about the law by more). `covariance` of (log k,
-    exponents). `ranges`: least and largest value of each column. `points` entered, `left_out` did not.
+    exponents). `ranges`: least and largest value of each column, also of those that the law has not. `points` entered,
+    `left_out` did not. `along`: columns of the runs that go along with those of the law, and are in no law by
+    themselves: the exponents hold along that line.
     """
 
     law: PowerLaw
@@ -51,6 +56,18 @@ class FittedLaw:
     ranges: dict[str, tuple[float, float]]
     points: int
     left_out: int
+    along: tuple[str, ...] = ()
+
+    @property
+    def told_along(self) -> str:
+        """What cannot be told apart, as a sentence; "" where all can."""
+        if not self.along:
+            return ""
+        names, others = " and ".join(self.along), " and ".join(self.law.x)
+        goes = "goes" if len(self.along) == 1 else "go"
+        return (
+            f"{names} {goes} along with {others} in these runs: the exponents hold along that line, not for each alone."
+        )
 
     def numbers(self) -> dict[str, Any]:
         """As JSON has it; `predicted` reads it."""
@@ -58,6 +75,7 @@ class FittedLaw:
             "law": type(self.law).__name__, "x": list(self.law.x), "y": self.law.y, "params": self.params,
             "intervals": self.intervals, "covariance": self.covariance.tolist(), "freedom": self.freedom,
             "scatter": self.scatter, "ranges": self.ranges, "points": self.points, "left_out": self.left_out,
+            "along": self.told_along,
         }  # fmt: skip
 
 
@@ -114,8 +132,11 @@ def prepared(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     which runs of equal N and D differ. Diverged runs stay, without a loss. ValueError where no run is left.
     """
     settings = comparable(runs)
-    settings = settings.drop(columns=[name for name in settings if name.startswith(_OWN)])
+    told = [*_OWN, *(f"model.{name}" for name in _SHAPE)]
+    settings = settings.drop(columns=told, errors="ignore")
     settings = settings.assign(schedule=schedule_names(runs), parametrization=_parametrization(runs))
+    if "model.base_head_dim" in settings:  # says nothing of a standard run
+        settings.loc[settings["parametrization"] == _STANDARD, "model.base_head_dim"] = "null"
     number = {name: pd.to_numeric(runs.get(name), errors="coerce") for name in ("peak_lr", "eval_loss", "N")}
     sequences, length = first_batch(runs), pd.to_numeric(runs["sequence_length"])
     runs = runs.assign(**number, D=pd.to_numeric(runs["total_tokens"]), sequences=sequences, batch=sequences * length)
@@ -140,8 +161,8 @@ def prepared(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     kept = constant & (enters | diverged) & runs["batch"].notna() & (runs["peak_lr"] > 0)
     if not (kept & enters).any():
         raise ValueError("no run of a constant batch completed with a held-out loss.")
-    labels, told = apart(settings[kept], [runs.loc[kept, name] for name in ("N", "D")])
-    return runs[kept].assign(setting=labels), notes + told
+    labels, differing = apart(settings[kept], [runs.loc[kept, name] for name in ("N", "D")])
+    return runs[kept].assign(setting=labels), notes + differing
 
 
 def lines(runs: pd.DataFrame) -> list[Best]:
@@ -188,10 +209,10 @@ def rate_of(best: Best) -> tuple[float, float, float, float]:
 
 
 def rate_law(found: Sequence[Best]) -> FittedLaw:
-    """lr = k N^a_N D^a_D B^a_B through the best rates of `lines`, over those columns that vary."""
+    """lr = k N^a_N D^a_D B^a_B through the best rates of `lines`, over those columns that vary by themselves."""
     table = best_rates(found)
-    x = tuple(name for name in ("N", "D", "B") if table.loc[table["usable"], name].nunique() > 1)
-    return law_of(PowerLaw(x=x or ("D",), y="lr"), table)
+    x, along = columns(table, ("N", "D", "B"))
+    return replace(law_of(PowerLaw(x=x or ("D",), y="lr"), table), along=along)
 
 
 def best_rates(found: Sequence[Best]) -> pd.DataFrame:
@@ -205,25 +226,46 @@ def best_rates(found: Sequence[Best]) -> pd.DataFrame:
 
 
 def best_rate_law(found: Sequence[Best]) -> FittedLaw:
-    """Step Law's rate through the best rates of `surfaces`, each at its own best batch; over what varies of N and D."""
+    """Step Law's rate through the best rates of `surfaces`, each at its own best batch."""
     rows = []
     for one in found:
         rate, *_, error = rate_of(one)
         usable = one.found.verdict["relative"] in USABLE
         rows.append({"N": one.where["N"], "D": one.where["D"], "lr": rate, "error": error, "usable": usable})
     table = pd.DataFrame(rows, columns=["N", "D", "lr", "error", "usable"])
-    x = tuple(name for name in ("N", "D") if table.loc[table["usable"], name].nunique() > 1)
-    return law_of(StepLawRate() if x == ("N", "D") else PowerLaw(x=x or ("D",), y="lr"), table)
+    x, along = columns(table, ("N", "D"))
+    law = law_of(StepLawRate() if x == ("N", "D") else PowerLaw(x=x or ("D",), y="lr"), table)
+    return replace(law, along=along)
 
 
 def best_batch_law(found: Sequence[Best]) -> FittedLaw:
     """Step Law's batch in tokens, B = k D^a_D, through the best batches of `surfaces`."""
     rows = [
-        {"D": one.where["D"], "B": one.found.best["batch"], "error": one.found.log_error("batch"),
-         "usable": one.found.verdict["batch"] in USABLE}
+        {"N": one.where["N"], "D": one.where["D"], "B": one.found.best["batch"],
+         "error": one.found.log_error("batch"), "usable": one.found.verdict["batch"] in USABLE}
         for one in found
     ]  # fmt: skip
-    return law_of(StepLawBatch(), pd.DataFrame(rows, columns=["D", "B", "error", "usable"]))
+    return law_of(StepLawBatch(), pd.DataFrame(rows, columns=["N", "D", "B", "error", "usable"]))
+
+
+def columns(table: pd.DataFrame, names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Which of `names` vary over the usable rows by themselves, and which only along with those: of two that go
+    together D stays rather than B, and B rather than N. In logarithms; five sizes at D = 20 N vary in D alone."""
+    rows = table[table["usable"] & np.isfinite(table["error"])]
+    varied = [name for name in names if rows[name].nunique() > 1]
+    kept: list[str] = []
+    for name in sorted(varied, key="DBN".index):
+        if _spread_beside(rows, name, kept) > _ALONG:
+            kept.append(name)
+    return tuple(name for name in varied if name in kept), tuple(name for name in varied if name not in kept)
+
+
+def _spread_beside(rows: pd.DataFrame, name: str, others: Sequence[str]) -> float:
+    """The share of the spread of log(name) that is left when `others` are known."""
+    logs = np.log(rows[[*others, name]].to_numpy(float))
+    logs = logs - logs.mean(axis=0)
+    left = logs[:, -1] - logs[:, :-1] @ np.linalg.lstsq(logs[:, :-1], logs[:, -1], rcond=None)[0]
+    return float(np.sqrt((left**2).sum() / (logs[:, -1] ** 2).sum()))
 
 
 def timescale_law(found: Sequence[Best]) -> FittedLaw:
@@ -239,7 +281,8 @@ def timescale_law(found: Sequence[Best]) -> FittedLaw:
 def law_of(law: PowerLaw, table: pd.DataFrame) -> FittedLaw:
     """`law` through the usable rows of `table`, each with the `error` of its logarithm.
 
-    ValueError where fewer points than parameters plus one are usable, or a column has one value.
+    ValueError where fewer points than parameters plus one are usable, or a column has one value or goes along with the
+    others: no exponent of its own can be told then.
     """
     rows = table[table["usable"] & np.isfinite(table["error"])]
     wanted, y = len(law.parameters) + 1, law.y
@@ -251,6 +294,12 @@ def law_of(law: PowerLaw, table: pd.DataFrame) -> FittedLaw:
     for name in law.x:
         if rows[name].nunique() < 2:
             raise ValueError(f"{law.formula}: every best value inside its grid has one {name}. Run another.")
+        others = [other for other in law.x if other != name]
+        if _spread_beside(rows, name, others) <= _ALONG:
+            raise ValueError(
+                f"{law.formula}: {name} goes along with {' and '.join(others)} in these runs, so their exponents are "
+                f"not told apart. Run another {name} with the rest unchanged."
+            )
     error = np.maximum(rows["error"].to_numpy(float), _LEAST_ERROR)
     data = rows.assign(weight=error**-2).drop(columns=["error", "usable"])
     params = fit(law, data, loss=LeastSquares(), starts=8, weights="weight").params
@@ -264,7 +313,13 @@ def law_of(law: PowerLaw, table: pd.DataFrame) -> FittedLaw:
     intervals = {
         name: (params[name] - float(r), params[name] + float(r)) for name, r in zip(exponents, reach[1:], strict=True)
     }
-    ranges = {name: (float(rows[name].min()), float(rows[name].max())) for name in law.x}
+    if {"N", "D"} <= set(rows):
+        rows = rows.assign(TPP=rows["D"] / rows["N"])
+    ranges = {
+        name: (float(rows[name].min()), float(rows[name].max()))
+        for name in ("N", "D", "B", "TPP")
+        if name in rows and name != y
+    }
     return FittedLaw(
         law, params, intervals, covariance, freedom, scatter, ranges, len(rows), len(table) - len(rows)
     )  # fmt: skip
@@ -314,4 +369,4 @@ def _parametrization(runs: pd.DataFrame) -> pd.Series:
     base = pd.to_numeric(runs.get("model.base_width", pd.Series(np.nan, runs.index)), errors="coerce")
     width = pd.to_numeric(runs.get("model.d_model", pd.Series(np.nan, runs.index)), errors="coerce")
     named = base.map(lambda x: f"muP, base width {x:g}")
-    return named.where((kind == "mup") & (base != width), "standard")
+    return named.where((kind == "mup") & (base != width), _STANDARD)

@@ -28,12 +28,15 @@ def repeated(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     `loss` (held out, final), `train_loss`, `rise`, how far the held-out loss ended above its lowest along the run's
     curve (0 where none was logged), and `overfits`, whether that is more than `OVERFIT`.
 
-    ValueError where no run repeats its tokens, or none does not: repetition then has nothing to be compared with.
+    ValueError where no run has ended, none repeats its tokens, or none does not: repetition then has nothing to be
+    compared with.
     """
     missing = [name for name in ("N", "D", "unique_tokens", "eval_loss") if name not in runs]
     if missing:
         raise ValueError(f"The runs have no column {missing[0]}: give records of Fulcrum.")
     rows = runs[counted(runs)].dropna(subset=["N", "D", "unique_tokens"])
+    if rows.empty:
+        raise ValueError(f"None of the {len(runs)} runs has ended at its budget with a held-out loss.")
     names = ["run_id", "N", "D", "C", "seed", "flops_per_token"]
     found = rows[[name for name in names if name in rows]].assign(
         U=rows["unique_tokens"].astype(float), loss=rows["eval_loss"].astype(float)
@@ -41,7 +44,7 @@ def repeated(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     found["epochs"] = found["D"] / found["U"]
     found["train_loss"] = rows["loss"].astype(float) if "loss" in rows else np.nan
     lowest = curves.groupby("run_id")["eval_loss"].min() if "eval_loss" in curves else pd.Series(dtype=float)
-    found["rise"] = (found["loss"] - found["run_id"].map(lowest)).fillna(0.0)
+    found["rise"] = (found["loss"] - found["run_id"].map(lowest).astype(float)).fillna(0.0)
     found["overfits"] = found["rise"] > OVERFIT
     if not (found["epochs"] > 1).any():
         raise ValueError("No run repeats its tokens: set unique_tokens below total_tokens.")

@@ -56,7 +56,10 @@ def apart(settings: pd.DataFrame, within: Sequence[pd.Series]) -> tuple[pd.Serie
 
 
 def counted(runs: pd.DataFrame) -> pd.Series:
-    """Whether a run enters a mean: completed to its budget, with a held-out loss (a column `eval_loss` of numbers)."""
+    """Whether a run enters a mean: completed to its budget, with a held-out loss (a column `eval_loss` of numbers; it
+    is not there before a first run has ended)."""
+    if "eval_loss" not in runs:
+        return pd.Series(False, runs.index)
     early = runs["stop_reason"].fillna("budget").ne("budget") if "stop_reason" in runs else False
     return (runs["status"] == "completed") & runs["eval_loss"].notna() & ~np.asarray(early)
 

@@ -24,6 +24,7 @@ USABLE = (BRACKETED, OPEN_BELOW, OPEN_ABOVE)  # verdicts under which the best va
 _WITHIN = 0.03  # runs whose loss exceeds the lowest by this share are not near the optimum
 _HUBER = 1.345  # standard deviations from which on a residual counts linearly
 _ROUNDS = 30  # of reweighting
+_CUBIC = 5  # values of a setting from which on its quadratic is held against a cubic
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Optimum:
     interval spans all that was tried; FEW, under three values (then `best` is that of the lowest mean loss).
     `loss`, `loss_low`, `loss_high`: fitted loss at the optimum. `rise`: by how much twice or half the best value of a
     setting exceeds it, the other one held. `noise`: standard deviation of one run about the surface, with `freedom`
-    degrees. `fitted`, `runs`, `diverged`: runs in the fit, with a loss, and without one. `seeds`: how many there are.
+    degrees: of the seeds about their mean, or of those means about the quadratic where that is more. `fitted`, `runs`,
+    `diverged`: runs in the fit, with a loss, and without one. `seeds`: how many there are.
     `draws`: (draws, settings) of the optimum; no rows where there is no interval.
     """
 
@@ -87,8 +89,11 @@ def optimum(
     degrees of freedom, from runs elsewhere; pooled with the residuals.
 
     The interval (`level`) holds percentiles of a parametric bootstrap: coefficients from the multivariate
-    t-distribution of the weighted least squares, each with its own optimum among the values tried. Residuals count the
-    noise of seeds and what a quadratic misses alike; a constant error of the loss (one held-out set) moves no optimum.
+    t-distribution of the weighted least squares, each with its own optimum among the values tried. What a quadratic
+    misses is the same for every seed: so the noise is no less than the seeds' means leave about it, and seeds add no
+    degrees of freedom to that. Where a setting has five values, a cubic term is fitted too, and by how much it tilts
+    the quadratic at its optimum is drawn as an error, of either sign. A constant error of the loss (one held-out set)
+    moves no optimum.
     ValueError for no run with a loss, and for a setting that is not positive.
     """
     names = tuple(settings)
@@ -116,11 +121,7 @@ def optimum(
 
     beta, weight = _huber(design, y[near])
     terms = design.shape[1] - offsets.shape[1]
-    left = y[near] - design @ beta
-    freedom, squares = len(left) - design.shape[1], float(weight @ left**2)
-    if noise is not None:
-        freedom, squares = freedom + noise[1], squares + noise[1] * noise[0] ** 2
-    sd = float(np.sqrt(squares / freedom)) if freedom > 0 else np.nan
+    sd, freedom = _noise(places[near], y[near] - design @ beta, weight, terms, offsets.shape[1], noise)
     box = z.min(axis=0) - centre, z.max(axis=0) - centre
     at, least = _lowest(beta[None, :terms], *box)
     drawn, drawn_loss = np.empty((0, len(names))), np.full(1, np.nan)
@@ -129,7 +130,9 @@ def optimum(
         bread = np.linalg.inv(design.T @ (weight[:, None] * design))[:terms, :terms]
         scale = sd * np.sqrt(freedom / rng.chisquare(freedom, (draws, 1)))
         shift = rng.standard_normal((draws, terms)) @ np.linalg.cholesky(bread).T
-        drawn, drawn_loss = _lowest(beta[:terms] + scale * shift, *box)
+        tilts = _tilts(z[near] - centre, design, y[near], weight, beta, at[0])
+        shift = scale * shift + rng.standard_normal((draws, len(tilts))) @ tilts
+        drawn, drawn_loss = _lowest(beta[:terms] + shift, *box)
     tails = [50 * (1 - level), 50 * (1 + level)]
     ends = np.percentile(drawn, tails, axis=0) if len(drawn) else np.full((2, len(names)), np.nan)
     verdicts = [_verdict(at[0, k], ends[:, k], box[0][k], box[1][k]) for k in range(len(names))]
@@ -200,6 +203,45 @@ def _huber(design: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             break
         weight = np.minimum(1.0, _HUBER * scale / np.maximum(left, 1e-300))
     return beta, weight
+
+
+def _noise(
+    places: np.ndarray, left: np.ndarray, weight: np.ndarray, terms: int, offsets: int, known: tuple[float, int] | None
+) -> tuple[float, int]:
+    """Standard deviation of one run about the surface and its degrees of freedom, from residuals `left`.
+
+    The larger of two: that of the runs of a place about their mean, and that of the means about the surface times the
+    root of their number, `known` from elsewhere pooled with it. nan and 0 where there is neither.
+    """
+    _, place = np.unique(places, axis=0, return_inverse=True)
+    total = np.bincount(place.ravel(), weight)
+    means = np.bincount(place.ravel(), weight * left) / total
+    misfit, free = float(total @ means**2), max(len(total) - terms, 0)
+    if known is not None:
+        misfit, free = misfit + known[1] * known[0] ** 2, free + known[1]
+    spread, spare = float(weight @ (left - means[place.ravel()]) ** 2), max(len(left) - len(total) - offsets, 0)
+    found = [(squares / count, count) for squares, count in ((misfit, free), (spread, spare)) if count > 0]
+    variance, freedom = max(found, default=(np.nan, 0))
+    return float(np.sqrt(variance)), freedom
+
+
+def _tilts(
+    z: np.ndarray, design: np.ndarray, y: np.ndarray, weight: np.ndarray, beta: np.ndarray, at: np.ndarray
+) -> np.ndarray:
+    """(settings of five values, terms): by how much a fit with a cubic term in the setting departs from the quadratic
+    `beta`, to first order about the optimum `at`, as coefficients to add."""
+    rows, root = [], np.sqrt(weight)[:, None]
+    terms = len(_terms(at[None])[0])
+    for k in range(z.shape[1]):
+        wider = np.hstack([design, z[:, k : k + 1] ** 3])
+        if len(np.unique(np.round(z[:, k], 6))) < _CUBIC or np.linalg.matrix_rank(wider) < wider.shape[1]:
+            continue
+        more = np.linalg.lstsq(root * wider, root[:, 0] * y, rcond=None)[0]
+        around = at + 1e-4 * np.vstack([np.zeros(len(at)), np.eye(len(at)), -np.eye(len(at))])
+        departs = _terms(around) @ (more[:terms] - beta[:terms]) + more[-1] * around[:, k] ** 3
+        slopes = (departs[1 : len(at) + 1] - departs[len(at) + 1 :]) / 2e-4
+        rows.append([departs[0] - slopes @ at, *slopes, *np.zeros(terms - 1 - len(at))])
+    return np.array(rows).reshape(len(rows), terms)
 
 
 def _lowest(beta: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -82,6 +82,8 @@ def transfer(runs: pd.DataFrame) -> Transfer:
 def _results(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     if "model.d_model" not in runs or runs["model.d_model"].isna().all():
         raise ValueError("the records do not say how wide the models are (model.d_model).")
+    if not counted(runs).any():
+        raise ValueError("no parametrization has completed runs at two widths: none has ended with a held-out loss.")
     runs = runs.assign(eval_loss=pd.to_numeric(runs["eval_loss"], errors="coerce"))
     table = runs[["run_id", "N", "total_tokens", "peak_lr", "seed", "eval_loss"]].assign(
         width=pd.to_numeric(runs["model.d_model"]), parametrization=_parametrization(runs)

@@ -51,7 +51,7 @@ MAY_IMPORT = {
     "optim": {"optim"},
     "train": {"train", "data", "optim"},
     "scaling": {"scaling", "data", "optim", "train.shape"},
-    "conf": {"conf", "data.files", "data.records", "data.tokenizers", "optim"}
+    "conf": {"conf", "data.descents", "data.files", "data.records", "data.tokenizers", "optim"}
     | {"train.shape", "train.memory", "train.strategies"},
     "slurm": {"slurm", "conf", "data", "optim.plan", "scaling.plans", "train.memory"},
     "hydra_plugins": {"hydra_plugins", "slurm", "conf"},

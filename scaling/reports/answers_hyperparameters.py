@@ -66,11 +66,11 @@ def _rate_answer(law: FittedLaw | str | None, count: int) -> str:
         low, high = law.intervals["a_B"]
         fits = "which these runs allow" if low <= 0.5 <= high else "which these runs do not follow"
         said += f"; the root of the batch would be 0.5, {fits}"
-    if "D" in law.law.x:
+    if "D" in law.law.x and not law.along:
         low, high = law.intervals["a_D"]
         sign = "falls" if high < 0 else "rises" if low > 0 else "may rise or fall"
         said += f"; at a fixed batch it {sign} with the tokens (token horizons, arXiv:2409.19913: it falls)"
-    return said + "." + _few(law)
+    return said + "." + _few(law) + (f" {law.told_along}" if law.along else "")
 
 
 def _step_law_answer(laws: Mapping[str, FittedLaw | str], count: int) -> str:
@@ -98,10 +98,10 @@ def _compared(law: FittedLaw, published: PowerLaw) -> str:
     for name in law.law.x:
         key = f"a_{name}"
         low, high = law.intervals[key]
-        known = reference.get(key)
+        known = None if law.along else reference.get(key)  # published exponents are those of N and of D alone
         beside = "" if known is None else f"; published {known:g}, {'inside' if low <= known <= high else 'outside'}"
         said.append(f"{name}^<b>{law.params[key]:.2f}</b> ({between(low, high)}{beside})")
-    return _raised(" ".join(said))
+    return _raised(" ".join(said)) + (f" ({law.told_along.rstrip('.')})" if law.along else "")
 
 
 def _decay_answer(part: Found) -> str:

@@ -73,7 +73,10 @@ def envelope_of(records: Records) -> isoflop.Optima:
 
 def parabolas_of(records: Records) -> isoflop.Optima:
     """Approach 2 on the final held-out losses. ValueError where no budget has an optimum."""
-    runs = records.runs[counted(records.runs)].dropna(subset=["N", "C"])
+    counts = counted(records.runs)
+    if not counts.any():
+        raise ValueError(f"None of the {len(counts)} runs has ended at its budget with a held-out loss.")
+    runs = records.runs[counts].dropna(subset=["N", "C"])
     return isoflop.parabolas(
         runs[["N", "D", "C"]].assign(loss=runs["eval_loss"]).astype(float).assign(run_id=runs["run_id"])
     )

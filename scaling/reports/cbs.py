@@ -35,8 +35,8 @@ _MEANINGS = {
     "joint_D": "of D in the same",
 }
 # Zhang et al. 2024: the path is refitted to their table of steps (tests do it); the others as a review quotes the paper
-_PUBLISHED = {"a_D": "0.47 (Zhang et al., as a review quotes it)", "a_N": "0.087 (the same)",
-              "path": "0.468 (refitted to the table of Zhang et al.)"}  # fmt: skip
+_PUBLISHED = {"a_D": (0.47, "Zhang et al., as a review quotes it"), "a_N": (0.087, "the same"),
+              "path": (0.468, "refitted to the table of Zhang et al.")}  # fmt: skip
 
 
 def cbs(records: Records) -> Section:
@@ -194,6 +194,17 @@ def _ends(one: Exponent) -> Cell:
     return interval(one.low, one.high, lambda x: f"{x:.2f}") if np.isfinite(one.low) else Cell(DASH)
 
 
+def _published(name: str, found: Exponent) -> Cell:
+    """The published exponent, and whether it lies inside the interval of the one that was found."""
+    if name not in _PUBLISHED:
+        return Cell("")
+    value, source = _PUBLISHED[name]
+    inside = ""
+    if np.isfinite(found.low):
+        inside = ", inside the interval" if found.low <= value <= found.high else ", outside the interval"
+    return Cell(f"{value:g} ({source}){inside}", value)
+
+
 def _exponents(found: Critical) -> list[str]:
     if not found.law:
         return [paragraph("One cell alone has no exponents.")]
@@ -205,7 +216,7 @@ def _exponents(found: Critical) -> list[str]:
                 for one in (found.law[name], found.ratio_law[name])
                 for cell in (Cell(f"{one.value:.3f}", one.value), _ends(one))
             ]
-            rows.append([Cell(meaning), *both, Cell(_PUBLISHED.get(name, ""))])
+            rows.append([Cell(meaning), *both, _published(name, found.law[name])])
     text = (
         "B* holds 1.2 B0, the smallest batch that was run, which does not grow; where that is no small part of it, "
         "the exponents of b / a, the batch at which twice the data are needed (McCandlish et al. 2018, "

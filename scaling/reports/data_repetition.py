@@ -167,7 +167,10 @@ def _measured(rows: pd.DataFrame, turns: pd.DataFrame) -> list[str]:
             f"{worst['train_loss']:.3f} in training); the fewest epochs of them are {_count(over['epochs'].min())}."
         )
     else:
-        answers.append("No run overfitted: none ends with its held-out loss above the lowest on its way.")
+        answers.append(
+            f"No run overfitted: none ends with its held-out loss more than {OVERFIT:g} nats above the lowest on its "
+            "way."
+        )
     ends = turns[~turns["more"].astype(bool)] if len(turns) else turns
     if len(ends):
         listed = "; ".join(

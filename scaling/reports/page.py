@@ -229,7 +229,7 @@ def escape(text: str) -> str:
 
 def math(text: str) -> str:
     """Plain text as HTML, with Greek letters and x^y as superscripts."""
-    text = re.sub(r"\^(-?[\w.]+)", r"<sup>\1</sup>", escape(text))
+    text = re.sub(r"\^(-?\w+(?:\.\w+)*)", r"<sup>\1</sup>", escape(text))
     return re.sub(r"\b(" + "|".join(GREEK) + r")\b", lambda found: GREEK[found[1]], text)
 
 

@@ -78,11 +78,12 @@ class _Reader(HTMLParser):
 def csv_text(rows: Sequence[Sequence[Cell]]) -> str:
     """A table, its heading first, with the numbers that cells stand for; an interval becomes columns of both ends.
 
-    A heading that occurs again is preceded by that of the column before it.
+    A heading that occurs again is preceded by that of the column before it, and numbered where that is the same.
     """
     header, *body = rows
     names = [cell.text for cell in header]
     names = [f"{names[k - 1]}, {name}" if k and names.count(name) > 1 else name for k, name in enumerate(names)]
+    names = [f"{name} ({again + 1})" if (again := names[:k].count(name)) else name for k, name in enumerate(names)]
     spans = [any(row[k].high is not None for row in body) for k in range(len(names))]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

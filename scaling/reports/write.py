@@ -51,6 +51,7 @@ SECTIONS: dict[str, Callable[[Records], Section]] = {
     "schedules": schedules,
 }
 _DEFAULT_SECTIONS = ("chinchilla",)
+_SHARPEN = "to_sharpen"  # key in a figure's file that others beside it do not have
 _LEAD = 6  # sentences that a page opens with, or one for each experiment where there are more
 _NAMED = 2  # run_ids that are named below a figure; all are in its file
 _FOOT = (
@@ -115,6 +116,8 @@ def write_report(
     ]
     if all(one.failed for one in done):
         raise ValueError(done[0].failed)
+    for folder in [out, *(table.parents[1] for table in out.glob("*/tables/runs_1.csv"))]:  # parts of an earlier report
+        _clear(folder)
     for one in done:
         _write_files(one, out, command)
     _write_constants(done, out, command)
@@ -191,16 +194,24 @@ def _load_curves(runs: Path) -> tuple[pd.DataFrame, str]:
 # ---------------------------------------------------------------------------------------------------- files
 
 
-def _write_files(one: _Experiment, out: Path, command: str | None) -> None:
-    """Figures, tables and numbers of an experiment."""
-    folder = out / one.place
-    for name in [*SECTIONS, *_ALWAYS]:  # numbers and tables of an earlier report: this one may have none
+def _clear(folder: Path) -> None:
+    """Removes the numbers, tables and figures of an earlier report, and no other files: this one may have none."""
+    for name in [*SECTIONS, *_ALWAYS]:
         _numbers_file(folder, name).unlink(missing_ok=True)
         for old in (folder / "tables").glob(f"{name}_[0-9]*.csv"):
             old.unlink()
+    for spec in (folder / "figures").glob("*.json"):
+        if f'"{_SHARPEN}"' in spec.read_text():
+            for file in (spec, *(spec.with_suffix(f".{kind}") for kind in drawing.FORMATS)):
+                file.unlink(missing_ok=True)
+
+
+def _write_files(one: _Experiment, out: Path, command: str | None) -> None:
+    """Figures, tables and numbers of an experiment."""
+    folder = out / one.place
     for name, part in one.parts.items():
         for drawn in part.figures:
-            about = {"runs": list(drawn.data), "law": drawn.law, "to_sharpen": drawn.sharpen}
+            about = {"runs": list(drawn.data), "law": drawn.law, _SHARPEN: drawn.sharpen}
             drawing.save(drawn.spec, folder / "figures", drawn.name)
             write_json(folder / "figures" / f"{drawn.name}.json", drawn.spec | {"usermeta": about})
         for number, rows in enumerate(tables.read(part.blocks), 1):

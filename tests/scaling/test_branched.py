@@ -110,7 +110,7 @@ def test_a_batch_that_diverged_is_too_large_and_never_the_largest_harmless_one()
 def test_runs_of_two_settings_are_not_averaged():
     other = simulated().assign(N=1.5e5, **{"model.d_model": 64})
     other[["run_id", "parent"]] = "q" + other[["run_id", "parent"]]
-    with pytest.raises(ValueError, match="differ in model.d_model"):
+    with pytest.raises(ValueError, match=r"differ in model\.d_model"):
         branched(pd.concat([simulated().assign(**{"model.d_model": 32}), other]), draws=10)
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.critical import OVERHEAD, critical, hyperbola, power_law
+from scaling.critical import OVERHEAD, Exponent, critical, hyperbola, power_law
 from scaling.fit import LeastSquares, fit
 from scaling.laws import StepsToTarget
-from scaling.reports.cbs import cbs
+from scaling.reports.cbs import _published, cbs
 from scaling.reports.records import Records, Settings
 
 LENGTH, SIZES, BATCHES = 128, (2e4, 5e4, 1.5e5), (2, 4, 8, 16, 32, 64, 128)
@@ -222,3 +222,9 @@ def test_a_single_size_speaks_of_tokens_alone():
 def test_one_seed_decides_nothing():
     part = cbs(Records(*simulated(seeds=1), SETTINGS))
     assert "With one seed there is no telling" in part.answers[0]
+
+
+def test_a_published_exponent_lies_inside_the_interval_or_outside_where_there_is_one():
+    texts = [_published("a_D", Exponent(0.4, *ends)).text for ends in ((0.3, 0.5), (0.3, 0.45), (np.nan, np.nan))]
+    assert ["inside" in one for one in texts] == [True, False, False]
+    assert ["outside" in one for one in texts] == [False, True, False]

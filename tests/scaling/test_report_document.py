@@ -24,6 +24,7 @@ from scaling.laws import Chinchilla
 from scaling.reports import write
 from scaling.reports.opening import curves_section
 from scaling.reports.page import Cell, Constant, Figure, Section, figure, interval, placed, section, table
+from scaling.reports.page import math as html_of
 from scaling.reports.records import Records, Settings
 from scaling.reports.tables import constants_of, csv_text, latex, read, symbol
 from scaling.reports.write import _lead, experiments, write_report
@@ -221,7 +222,13 @@ def test_experiments_of_one_name_are_told_apart_on_the_page_and_on_the_disk(tmp_
 def test_numbers_and_tables_of_an_earlier_report_do_not_stay(house, alone, tmp_path):
     shutil.copytree(alone.parent, tmp_path, dirs_exist_ok=True)
     assert (tmp_path / "tables" / "tiny_2.csv").exists() and (tmp_path / "constants.tex").exists()
+    shutil.copytree(alone.parent, tmp_path / "gone")  # an experiment that is no longer on the page
+    own = [tmp_path / "figures" / name for name in ("mine.json", "mine.svg")]
+    for file in own:
+        file.write_text("{}")
     write_report(house / "one", [], QUICK, tmp_path)
+    assert all(file.exists() for file in own) and not list(tmp_path.glob("**/chart.*"))
+    assert not (tmp_path / "gone" / "tiny.json").exists() and not list(tmp_path.glob("gone/tables/*"))
     assert not list(tmp_path.glob("tables/tiny*")) and not (tmp_path / "tiny.json").exists()
     assert not (tmp_path / "constants.tex").exists() and (tmp_path / "tables" / "runs_1.csv").exists()
 
@@ -266,6 +273,12 @@ def test_missing_values_are_empty_and_equal_headings_are_told_apart():
     rows = [[Cell("1", 1.0), interval(0.0, 2.0), Cell("\N{EN DASH}"), Cell("\N{EN DASH}")]]
     (found,) = read([table(["N", "90 %", "D", "90 %"], rows)])
     assert csv_text(found) == 'N,"N, 90 % low","N, 90 % high",D,"D, 90 %"\n1.0,0.0,2.0,,\n'
+    (found,) = read([table(["N", "x", "x", "x"], [[Cell(name) for name in "abcd"]])])
+    assert csv_text(found).splitlines()[0] == 'N,"N, x","x, x","x, x (2)"'
+
+
+def test_a_full_stop_after_an_exponent_is_not_raised():
+    assert html_of("N^0.5. And D^-0.34, B^x") == "N<sup>0.5</sup>. And D<sup>-0.34</sup>, B<sup>x</sup>"
 
 
 def test_the_report_keeps_the_numbers_behind_the_rounded_text(report):

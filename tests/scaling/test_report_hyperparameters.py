@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.hyperparameters import find, law_of, predicted, prepared, rate_of
+from scaling.hyperparameters import columns, find, law_of, predicted, prepared, rate_of
 from scaling.laws import PowerLaw
 from scaling.reports.hyperparameters import hyperparameters
 from scaling.reports.records import Records, Settings
@@ -194,6 +194,46 @@ def test_scatter_beyond_their_own_errors_widens_the_interval():
     law = law_of(PowerLaw(x=("D",), y="lr"), table)
     low, high = law.intervals["a_D"]
     assert law.scatter > 3 and low < -0.3 < high and high - low > 0.5
+
+
+@pytest.mark.parametrize("off", [0.0, 0.001])
+def test_sizes_and_tokens_that_grow_together_have_one_exponent_between_them(off):
+    size = np.array([5e4, 1e5, 2e5, 4e5, 8e5])
+    tokens = 20 * size * (1 + off * np.array([1, -1, 0, 1, -1]))
+    rate = 0.02 * size**-0.4 * tokens**0.1 * np.exp([0.02, -0.01, 0.0, -0.02, 0.01])
+    table = pd.DataFrame({"N": size, "D": tokens, "B": 1024.0, "lr": rate, "error": 0.03, "usable": True})
+    assert columns(table, ("N", "D", "B")) == (("D",), ("N",))
+    law = law_of(PowerLaw(x=("D",), y="lr"), table)
+    low, high = law.intervals["a_D"]
+    assert low < -0.3 < high and high - low < 0.2 and law.ranges["TPP"] == pytest.approx((20, 20), rel=0.01)
+    with pytest.raises(ValueError, match="N goes along with D in these runs"):
+        law_of(PowerLaw(x=("N", "D"), y="lr"), table)
+    apart = table.assign(D=tokens * [1, 2, 1, 1, 0.5])
+    assert columns(apart, ("N", "D", "B")) == (("N", "D"), ())
+
+
+def test_a_sweep_along_compute_optimal_tokens_says_that_it_knows_one_exponent_alone():
+    made = section(surface(0.002, cells=[(size, 8 * size) for size in (25e3, 50e3, 100e3, 200e3, 400e3)]))
+    said = " ".join(made.answers)
+    assert "N goes along with D in these runs" in said and "published 0.307" not in said and "nan" not in said
+    laws = made.numbers["settings"][""]["laws"]
+    assert laws["best_rate"]["x"] == ["D"] and laws["best_rate"]["along"].startswith("N goes along with D")
+
+
+def test_model_settings_that_leave_N_as_it_is_are_told_apart():
+    """Two optima of tied and untied models are not one flat one between them."""
+    both = [surface(0.001, CELLS[:1]).assign(**{"model.tied": tied, "model.d_model": 32}) for tied in (True, False)]
+    both[1] = both[1].assign(peak_lr=2 * both[1]["peak_lr"], run_id=both[1]["run_id"] + "b")
+    runs, notes = prepared(pd.concat(both, ignore_index=True))
+    tied, untied = (find(runs)[f"model.tied = {value}"].surfaces[0] for value in ("true", "false"))
+    assert rate_of(untied)[0] / rate_of(tied)[0] == pytest.approx(2, rel=0.1)
+    assert any("differ in model.tied" in note for note in notes)
+
+
+def test_shapes_that_N_tells_are_no_settings():
+    runs = surface()
+    shape = {"model.d_model": runs["N"] // 1000, "model.n_heads": runs["N"] // 9000, "model.base_head_dim": None}
+    assert list(find(prepared(runs.assign(**shape))[0])) == [""]
 
 
 def test_runs_that_allow_nothing_are_told_so(records):
