@@ -85,6 +85,11 @@ def category(name: str, values: Sequence[Any], title: str | None = None) -> alt.
     return alt.Color(f"{name}:N", title=title, scale=colours, legend=alt.Legend(symbolOpacity=1, labelLimit=260))
 
 
+def panel_title(text: str) -> alt.TitleParams:
+    """The title of a panel, over its plot."""
+    return alt.TitleParams(text, fontSize=13, fontWeight="normal", anchor="start", frame="group")
+
+
 class Data:
     """The tables of one figure. `chart(table)` starts a chart on a table, which may be used for several charts."""
 

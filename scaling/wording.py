@@ -36,6 +36,11 @@ def thousandth(value: float) -> str:
     return f"{value:.3f}"
 
 
+def hundredth(value: float) -> str:
+    """Two decimals, for exponents and shares."""
+    return f"{value:.2f}"
+
+
 def signed(value: float) -> str:
     """+0.0123, for differences of losses."""
     return f"{value:+.4f}"
@@ -131,10 +136,11 @@ def shown(run: pd.Series, name: str) -> tuple[str, float | None]:
 
 
 def plain(row: Mapping[Any, Any]) -> dict[str, Any]:
-    """A row of a table as JSON has it: Python's own numbers, null where a number is missing."""
+    """A row of a table as JSON has it."""
+    return {str(name): plain_value(x) for name, x in row.items()}
 
-    def value(x: Any) -> Any:
-        x = x.item() if isinstance(x, np.generic) else x
-        return None if isinstance(x, float) and not np.isfinite(x) else x
 
-    return {str(name): value(x) for name, x in row.items()}
+def plain_value(x: Any) -> Any:
+    """Python's own number for one of numpy's; None (null) where a number is missing or infinite."""
+    x = x.item() if isinstance(x, np.generic) else x
+    return None if isinstance(x, float) and not np.isfinite(x) else x

@@ -24,7 +24,7 @@ from scaling.reports.page import (
     table,
 )
 from scaling.reports.records import Records
-from scaling.wording import DASH, between, plain, short
+from scaling.wording import between, hundredth, plain, short
 
 _TITLE = "Critical batch size"
 _MEANINGS = {
@@ -150,7 +150,7 @@ def _of(cell: pd.Series) -> str:
 
 
 def _interval(one: Exponent) -> str:
-    return between(one.low, one.high, lambda x: f"{x:.2f}") if np.isfinite(one.low) else "one seed: no interval"
+    return between(one.low, one.high, hundredth) if np.isfinite(one.low) else "one seed: no interval"
 
 
 def _law_text(law: dict[str, Exponent]) -> str:
@@ -176,22 +176,16 @@ def _cells(found: Critical) -> str:
     length = float(pd.to_numeric(found.runs["sequence_length"]).iloc[0])
     rows = []
     for _, cell in found.cells.iterrows():
-        known = np.isfinite(cell["low"])
-        interval = between(cell["low"], cell["high"], short) if known else DASH
         rows.append([
             Cell(short(cell["N"]), cell["N"]), Cell(short(cell["D"]), cell["D"]),
             Cell(f"{cell['target']:.3f}", cell["target"]), Cell(short(cell["critical"]), cell["critical"]),
-            Cell(interval, *((cell["low"], cell["high"]) if known else ())),
+            interval(cell["low"], cell["high"], short),
             Cell(f"{cell['critical'] / length:.1f}", cell["critical"] / length), Cell(f"{cell['a']:.0f}", cell["a"]),
             Cell(short(cell["b"]), cell["b"]), Cell(f"{cell['batches']:.0f}", float(cell["batches"])),
             Cell(short(cell["largest"]), cell["largest"]), Cell(f"{cell['scatter']:.1%}", cell["scatter"]),
             Cell(f"{cell['seeds']:.0f}", float(cell["seeds"])),
         ])  # fmt: skip
     return table(header, rows, sortable=True)
-
-
-def _ends(one: Exponent) -> Cell:
-    return interval(one.low, one.high, lambda x: f"{x:.2f}") if np.isfinite(one.low) else Cell(DASH)
 
 
 def _published(name: str, found: Exponent) -> Cell:
@@ -214,7 +208,7 @@ def _exponents(found: Critical) -> list[str]:
             both = [
                 cell
                 for one in (found.law[name], found.ratio_law[name])
-                for cell in (Cell(f"{one.value:.3f}", one.value), _ends(one))
+                for cell in (Cell(f"{one.value:.3f}", one.value), interval(one.low, one.high, hundredth))
             ]
             rows.append([Cell(meaning), *both, _published(name, found.law[name])])
     text = (

@@ -12,10 +12,22 @@ from optim.plan import Plan
 from optim.ramps import Seesaw
 from optim.schedules import Cosine
 from scaling.branched import DIVERGED, TOLERANCE, Branched, branched, ramp
-from scaling.drawing import COUNT_LABEL, FAINT, INK, Data, Spec, category, log_axis
-from scaling.reports.page import Cell, Constant, Figure, Section, escape, figure, listing, paragraph, section, table
+from scaling.drawing import COUNT_LABEL, FAINT, INK, Data, Spec, category, log_axis, panel_title
+from scaling.reports.page import (
+    Cell,
+    Constant,
+    Figure,
+    Section,
+    escape,
+    figure,
+    interval,
+    listing,
+    paragraph,
+    section,
+    table,
+)
 from scaling.reports.records import Records
-from scaling.wording import DASH, between, plain, short, signed
+from scaling.wording import between, plain, short, signed
 
 _TITLE = "Critical batch size along a run"
 _LAW = ("k", "exponent", "low", "high")
@@ -152,8 +164,6 @@ def _ramps(ramps: dict[str, tuple[list[int], list[int]]], powers: Mapping[str, f
 def _table(found: Branched) -> str:
     rows = []
     for _, row in found.critical.iterrows():
-        known = np.isfinite(row["low"])
-        interval = between(row["low"], row["high"]) if known else DASH
         of = found.differences[
             (found.differences["rule"] == row["rule"]) & (found.differences["tokens"] == row["tokens"])
         ]
@@ -164,7 +174,7 @@ def _table(found: Branched) -> str:
         rows.append([
             Cell(row["rule"]), Cell(short(row["tokens"]), row["tokens"]),
             Cell(f"{'at least ' if row['beyond'] else ''}{row['critical']:.1f}", row["critical"]),
-            Cell(interval, *((row["low"], row["high"]) if known else ())), Cell(f"{row['seeds']}", float(row["seeds"])),
+            interval(row["low"], row["high"]), Cell(f"{row['seeds']}", float(row["seeds"])),
             Cell(listed),
         ])  # fmt: skip
     return table(["rate", "tokens", "B* (sequences)", "90 %", "seeds", "batch: loss against the run's own"], rows)
@@ -188,7 +198,7 @@ def _differences(found: Branched) -> Spec:
             data.chart(rows.dropna()).mark_rule(opacity=0.5).encode(x, alt.Y("low:Q"), alt.Y2("high:Q"), colour),
             data.chart(pd.DataFrame({"difference": [TOLERANCE]})).mark_rule(strokeDash=[5, 4], color=INK).encode(y),
         ]
-        title = alt.TitleParams(str(rule), fontSize=13, fontWeight="normal", anchor="start", frame="group")
+        title = panel_title(str(rule))
         panels.append(alt.layer(*layers).properties(width=380, height=280, title=title))
     return data.finish(alt.hconcat(*panels, spacing=30))
 

@@ -31,7 +31,7 @@ from scaling.reports.page import (
 )
 from scaling.reports.records import Records
 from scaling.reports.tables import constants_of
-from scaling.wording import DASH, between, flops, plain, short, three
+from scaling.wording import DASH, between, flops, hundredth, plain, short, three
 
 _TITLE = "Repeated data"
 _AT = (4, 16)  # epochs at which a repeated token's worth is told
@@ -147,7 +147,7 @@ def _measured(rows: pd.DataFrame, turns: pd.DataFrame) -> list[str]:
         if len(at):
             known = at["worth"].dropna()
             valued = (
-                f", as if a repeated token were worth {_range(known, _hundredth)} of a fresh one "
+                f", as if a repeated token were worth {_range(known, hundredth)} of a fresh one "
                 f"({len(known)} of {_runs(len(at))} could be read off)"
                 if len(known)
                 else "; none could be read off as fresh tokens"
@@ -249,14 +249,10 @@ def _signed(value: float) -> str:
     return f"{value:+.3f}"
 
 
-def _hundredth(value: float) -> str:
-    return f"{value:.2f}"
-
-
 def _ends(drawn: np.ndarray) -> str:
     """The 90 % interval of replicates."""
     low, high = np.percentile(drawn, (5, 95))
-    return between(low, high, _hundredth)
+    return between(low, high, hundredth)
 
 
 def _count(value: float) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from scaling.critical import OVERHEAD, Critical
-from scaling.drawing import COUNT_LABEL, Data, Spec, category, log_axis
+from scaling.drawing import COUNT_LABEL, Data, Spec, category, log_axis, panel_title
 from scaling.wording import short
 
 _TARGETS = 3  # that a panel of steps shows: the easiest, the hardest, and one between
@@ -45,7 +45,7 @@ def steps(found: Critical) -> Spec:
             data.chart(pd.DataFrame(stars, columns=["target", "B", "steps"])).mark_point(
                 shape="diamond", size=110, filled=True, opacity=1, stroke="white").encode(x, y, colour),
         ]  # fmt: skip
-        title = alt.TitleParams(f"N = {short(size)}", fontSize=13, fontWeight="normal", anchor="start", frame="group")
+        title = panel_title(f"N = {short(size)}")
         panels.append(alt.layer(*layers).properties(width=240, height=270, title=title))
     chart = alt.hconcat(*panels, spacing=14).resolve_scale(color="independent")
     return data.finish(chart, legend="bottom")

@@ -9,7 +9,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from scaling.drawing import ACCENT, COUNT_LABEL, FAINT, INK, Data, Spec, category, log_axis
+from scaling.drawing import ACCENT, COUNT_LABEL, FAINT, INK, Data, Spec, category, log_axis, panel_title
 from scaling.hyperparameters import Best, FittedLaw
 from scaling.laws import PowerLaw
 from scaling.surface import BRACKETED, Optimum
@@ -54,7 +54,7 @@ def surfaces(found: Sequence[Best]) -> Spec:
             cross.mark_point(shape="cross", filled=True, color=ACCENT, size=90, opacity=1).encode(x, y),
         ]
         title = f"N = {short(one.where['N'])}, {short(one.where['D'])} tokens"
-        panels.append(alt.layer(*layers).properties(width=250, height=220, title=_named(title)))
+        panels.append(alt.layer(*layers).properties(width=250, height=220, title=panel_title(title)))
     return data.finish(_rows(panels), legend="top")
 
 
@@ -208,10 +208,6 @@ def _rate(one: Best, percentile: float) -> float:
 def _rows(panels: Sequence[Any]) -> Any:
     rows = [alt.hconcat(*panels[k : k + _COLUMNS], spacing=20) for k in range(0, len(panels), _COLUMNS)]
     return alt.vconcat(*rows, spacing=16)
-
-
-def _named(text: str) -> alt.TitleParams:
-    return alt.TitleParams(text, fontSize=13, fontWeight="normal", anchor="start", frame="group")
 
 
 def _size(text: str) -> float:

@@ -8,7 +8,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from scaling.drawing import INK, Data, Spec, category
+from scaling.drawing import INK, Data, Spec, category, panel_title
 from scaling.fit import Fit
 from scaling.mixing import CHECK, MEAN, Mixed, told
 from scaling.wording import short
@@ -32,7 +32,7 @@ def losses(found: Mixed, laws: Mapping[str, Fit]) -> Spec:
             lines = pd.concat([_line(found, laws[domain], domain, one) for _, one in rows.groupby("place")])
             layers.append(data.chart(lines).mark_line(strokeWidth=1.5).encode(across, y, colour))
         layers.append(data.chart(points).mark_circle(size=40, opacity=0.9).encode(across, y, colour, tooltip=told_of))
-        title = alt.TitleParams(f"loss on {domain}", fontSize=13, fontWeight="normal", anchor="start", frame="group")
+        title = panel_title(f"loss on {domain}")
         panels.append(alt.layer(*layers).properties(width=800 / len(found.domains) - 30, height=260, title=title))
     return data.finish(alt.hconcat(*panels, spacing=18), legend="top")
 
@@ -76,7 +76,7 @@ def weights(best: Mapping[str, pd.DataFrame]) -> Spec:
                 alt.X("weight:Q", title=title, scale=scale), y, colour, tooltip=["domain:N", "weight:Q"]
             ),
         ]  # fmt: skip
-        head = alt.TitleParams(name, fontSize=13, fontWeight="normal", anchor="start", frame="group")
+        head = panel_title(name)
         panels.append(alt.layer(*layers).properties(width=800 / len(best) - 50, height={"step": 26}, title=head))
     return data.finish(alt.hconcat(*panels, spacing=14), legend="top")
 

@@ -8,7 +8,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from scaling.drawing import ACCENT, COUNT_LABEL, FAINT, INK, Data, Spec, category
+from scaling.drawing import ACCENT, COUNT_LABEL, FAINT, INK, Data, Spec, category, panel_title
 from scaling.naming import CONSTANT_BATCH, in_order
 from scaling.wording import short
 
@@ -59,7 +59,7 @@ def ramp_losses(runs: pd.DataFrame, logged: pd.DataFrame) -> Spec:
             panels.append(
                 alt.layer(lines, single.encode(across, y, colour, tooltip=told)).properties(width=390, height=215)
             )
-        named = _named(f"B0 = {first:g} sequences")
+        named = panel_title(f"B0 = {first:g} sequences")
         rows.append(alt.hconcat(*panels, spacing=28, title=named))
     return data.finish(alt.vconcat(*rows, spacing=18), legend="top")
 
@@ -112,7 +112,7 @@ def ramp_differences(rows: pd.DataFrame) -> Spec:
             ),
             marks.mark_circle(color=ACCENT, size=50, opacity=1).encode(across, y, tooltip=told),
         ]  # fmt: skip
-        named = _named(ramp)
+        named = panel_title(ramp)
         panels.append(alt.layer(*layers).properties(width=340, height=250, title=named))
     return data.finish(alt.hconcat(*panels, spacing=36))
 
@@ -165,7 +165,7 @@ def schedule_ranks(rows: pd.DataFrame, seeds: pd.DataFrame, order: Sequence[str]
             ),
             data.chart(points).mark_point(filled=True, size=60, opacity=1).encode(x, y, colour, shape, tooltip=told),
         ]  # fmt: skip
-        named = _named(f"{short(budget)} tokens")
+        named = panel_title(f"{short(budget)} tokens")
         panels.append(alt.layer(*layers).properties(width=750 / len(budgets), height={"step": 22}, title=named))
     return data.finish(alt.hconcat(*panels, spacing=14), legend="top")
 
@@ -238,11 +238,6 @@ def _tokens(table: pd.DataFrame) -> alt.X:
     """A linear axis of tokens, to the end of the runs."""
     scale = alt.Scale(domain=[0, float(table["tokens"].max())], nice=False)
     return alt.X("tokens:Q", title="training tokens", axis=alt.Axis(labelExpr=COUNT_LABEL, tickCount=6), scale=scale)
-
-
-def _named(text: str) -> alt.TitleParams:
-    """The title of a panel, over its plot."""
-    return alt.TitleParams(text, fontSize=13, fontWeight="normal", anchor="start", frame="group")
 
 
 def _thinned(table: pd.DataFrame, by: str) -> pd.DataFrame:

@@ -6,7 +6,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from scaling.drawing import ACCENT, FAINT, INK, Data, Spec, log_axis
+from scaling.drawing import ACCENT, FAINT, INK, Data, Spec, log_axis, panel_title
 from scaling.fit import Fit
 from scaling.intervals import Profile
 from scaling.repetition import worth
@@ -49,7 +49,7 @@ def losses(rows: pd.DataFrame, fitted: Fit | None) -> Spec:
             .mark_circle(size=50, opacity=1)
             .encode(across, y, colour, tooltip=told),
         ]
-        title = alt.TitleParams(f"N = {short(size)}", fontSize=13, fontWeight="normal", anchor="start", frame="group")
+        title = panel_title(f"N = {short(size)}")
         panels.append(alt.layer(*layers).properties(width=800 / len(sizes) - 30, height=290, title=title))
     return data.finish(alt.hconcat(*panels, spacing=18), legend="top")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,13 @@ from scaling.reports.page import (
     figure,
     interval,
     listing,
+    number,
     paragraph,
     section,
     table,
 )
 from scaling.reports.records import Records
-from scaling.wording import DASH, plain, short, three
+from scaling.wording import plain, plain_value, short, three
 
 _TITLE = "Learning rate, batch size and weight decay"
 _HOW = (
@@ -88,9 +89,12 @@ def _tables(whole: Found, several: bool) -> list[str]:
         rows = []
         for one in whole.surfaces:
             rate, low, high, _ = rate_of(one)
-            cells = [_number(rate), _ends(low, high, three), Cell(one.found.verdict["relative"])]
+            cells = [number(rate), interval(low, high, three), Cell(one.found.verdict["relative"])]
             cells += [Cell(short(one.found.best["batch"]), one.found.best["batch"])]
-            cells += [_ends(one.found.low["batch"], one.found.high["batch"], short), Cell(one.found.verdict["batch"])]
+            cells += [
+                interval(one.found.low["batch"], one.found.high["batch"], short),
+                Cell(one.found.verdict["batch"]),
+            ]
             rows.append([*_where(one, several), *cells, *_quality(one)])
         blocks += [paragraph("Rate and batch together:"), table([*header, *_QUALITY], rows, sortable=True)]
     for title, name, found in (
@@ -100,9 +104,9 @@ def _tables(whole: Found, several: bool) -> list[str]:
         header = [*_heads(several), "batch B", "best", "90 % interval", "verdict", "rise at x2 (nats)"]
         rows = []
         for one in found:
-            cells = [Cell(short(one.where["batch"]), one.where["batch"]), _number(one.found.best[name])]
-            cells += [_ends(one.found.low[name], one.found.high[name], three), Cell(one.found.verdict[name])]
-            rows.append([*_where(one, several), *cells, _number(one.found.rise[name], ".4f"), *_quality(one)])
+            cells = [Cell(short(one.where["batch"]), one.where["batch"]), number(one.found.best[name])]
+            cells += [interval(one.found.low[name], one.found.high[name], three), Cell(one.found.verdict[name])]
+            rows.append([*_where(one, several), *cells, number(one.found.rise[name], ".4f"), *_quality(one)])
         if rows:
             blocks += [paragraph(title), table([*header, *_QUALITY], rows, sortable=True)]
     return blocks
@@ -114,7 +118,7 @@ _QUALITY = ["loss there", "scatter (nats)", "runs fitted", "of", "diverged", "se
 def _quality(one: Best) -> list[Cell]:
     found = one.found
     counts = (found.fitted, found.runs, found.diverged, found.seeds)
-    return [_number(found.loss, ".4f"), _number(found.noise, ".4f"), *(Cell(str(n), float(n)) for n in counts)]
+    return [number(found.loss, ".4f"), number(found.noise, ".4f"), *(Cell(str(n), float(n)) for n in counts)]
 
 
 def _heads(several: bool) -> list[str]:
@@ -124,14 +128,6 @@ def _heads(several: bool) -> list[str]:
 def _where(one: Best, several: bool) -> list[Cell]:
     named = [Cell(str(one.where["setting"]))] if several else []
     return [*named, *(Cell(short(one.where[name]), float(one.where[name])) for name in ("N", "D"))]
-
-
-def _ends(low: float, high: float, shown: Callable[[float], str]) -> Cell:
-    return interval(low, high, shown) if np.isfinite(low) else Cell(DASH)
-
-
-def _number(value: float, form: str = ".3g") -> Cell:
-    return Cell(format(value, form), float(value)) if np.isfinite(value) else Cell(DASH)
 
 
 def _constants(name: str, law: FittedLaw) -> list[Constant]:
@@ -153,14 +149,12 @@ def _numbers(part: Found) -> dict[str, Any]:
     return {
         "laws": {name: law if isinstance(law, str) else law.numbers() for name, law in part.laws.items()},
         "lines": [told(one) for one in part.lines],
-        "surfaces": [told(one) | dict(zip(("rate", "rate_low", "rate_high"), map(_json, rate_of(one)), strict=False))
-                     for one in part.surfaces],
+        "surfaces": [
+            told(one) | dict(zip(("rate", "rate_low", "rate_high"), map(plain_value, rate_of(one)), strict=False))
+            for one in part.surfaces
+        ],
         "decays": [told(one) for one in part.decays],
     }  # fmt: skip
-
-
-def _json(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
 
 
 def _ids(found: Sequence[Best]) -> list[str]:

@@ -27,7 +27,7 @@ from scaling.reports.page import (
 )
 from scaling.reports.records import Records
 from scaling.reports.tables import constants_of
-from scaling.wording import between, plain, short
+from scaling.wording import between, hundredth, plain, short
 
 _TITLE = "Mixtures of sources"
 _WIDE = 0.2  # a 90 % interval of a weight that is wider leaves it open
@@ -176,7 +176,7 @@ def _answers(found: Mixed, targets: list[_Target], at: tuple[float, float]) -> l
     answers: list[str] = []
     for one in targets:
         listed = ", ".join(
-            f"{escape(str(domain))} <b>{row['weight']:.2f}</b> ({between(row['low'], row['high'], _hundredth)})"
+            f"{escape(str(domain))} <b>{row['weight']:.2f}</b> ({between(row['low'], row['high'], hundredth)})"
             for domain, row in one.best.iterrows()
         )
         what = "all sources alike (their mean loss)" if one.name == MEAN else f"{escape(one.name)} alone"
@@ -243,10 +243,6 @@ def _sharpen(found: Mixed, targets: list[_Target], checks: list[str]) -> str:
     return ("; ".join(advice) or "seeds of the mixtures near the best one") + "."
 
 
-def _hundredth(value: float) -> str:
-    return f"{value:.2f}"
-
-
 def _written(fitted: Fit) -> str:
     p, fixed = fitted.params, fitted.problem.fixed  # a term in N or D that no run varies is held at nothing
     assert isinstance(fitted.law, AdditiveMixture)
@@ -270,7 +266,7 @@ def _weights_table(targets: list[_Target]) -> str:
     for one in targets:
         cells = [Cell("all alike (mean)" if one.name == MEAN else one.name)]
         for _, row in one.best.iterrows():
-            cells += [Cell(f"{row['weight']:.3f}", row["weight"]), interval(row["low"], row["high"], _hundredth)]
+            cells += [Cell(f"{row['weight']:.3f}", row["weight"]), interval(row["low"], row["high"], hundredth)]
         value, low, high = one.loss
         cells += [Cell(f"{value:.4f}", value), interval(low, high, lambda x: f"{x:.3f}")]
         cells += [Cell(f"{100 * value:.2f}", value) for value in (one.fitted.residual_rms, one.fitted.residual_max)]

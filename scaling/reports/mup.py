@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from scaling.reports.page import table as page_table
 from scaling.reports.records import Records
 from scaling.surface import AT_HIGHEST, AT_LOWEST, BRACKETED, FEW, FLAT, OPEN_ABOVE, OPEN_BELOW, Optimum
 from scaling.transfer import LEVEL, MUP, STANDARD, Transfer, Widths, transfer
-from scaling.wording import DASH, between, short, signed, three
+from scaling.wording import DASH, between, plain_value, short, signed, three
 
 _TITLE = "Learning rate and width, with and without muP"
 _HOW = (
@@ -130,16 +129,12 @@ def _table(found: Transfer) -> str:
                 Cell(short(size), size),
             ]
             cells += [Cell(str(at.runs), at.runs), Cell(str(at.diverged), at.diverged), Cell(three(best), best)]
-            cells += [_ends(at.low["peak_lr"], at.high["peak_lr"]), Cell(at.verdict["peak_lr"])]
+            cells += [interval(at.low["peak_lr"], at.high["peak_lr"]), Cell(at.verdict["peak_lr"])]
             cells += [Cell(f"{at.loss:.4f}", at.loss)]
             cells += [Cell(signed(cost.mean), cost.mean) if cost.count and width != narrow else Cell(DASH)]
-            cells += [_ends(cost.low, cost.high, signed) if width != narrow else Cell(DASH)]
+            cells += [interval(cost.low, cost.high, signed) if width != narrow else Cell(DASH)]
             lines.append(cells)
     return page_table(header, lines, sortable=True)
-
-
-def _ends(low: float, high: float, shown: Callable[[float], str] = three) -> Cell:
-    return interval(low, high, shown) if np.isfinite(low) else Cell(DASH)
 
 
 def _numbers(one: Widths) -> dict[str, Any]:
@@ -147,8 +142,8 @@ def _numbers(one: Widths) -> dict[str, Any]:
         "parametrization": one.parametrization,
         "setting": one.setting,
         "drift": one.drift,
-        "drift_low": _known(one.drift_low),
-        "drift_high": _known(one.drift_high),
+        "drift_low": plain_value(one.drift_low),
+        "drift_high": plain_value(one.drift_high),
         "transfers": one.transfers,
         "widths": [_width_numbers(width, at, one) for width, at in one.optima.items()],
     }
@@ -159,21 +154,17 @@ def _width_numbers(width: float, at: Optimum, one: Widths) -> dict[str, Any]:
     return {
         "width": width,
         "best": at.best["peak_lr"],
-        "low": _known(at.low["peak_lr"]),
-        "high": _known(at.high["peak_lr"]),
+        "low": plain_value(at.low["peak_lr"]),
+        "high": plain_value(at.high["peak_lr"]),
         "verdict": at.verdict["peak_lr"],
-        "loss": _known(at.loss),
+        "loss": plain_value(at.loss),
         "runs": at.runs,
         "diverged": at.diverged,
-        "cost": _known(cost.mean),
-        "cost_low": _known(cost.low),
-        "cost_high": _known(cost.high),
+        "cost": plain_value(cost.mean),
+        "cost_low": plain_value(cost.low),
+        "cost_high": plain_value(cost.high),
         "cost_seeds": cost.count,
     }
-
-
-def _known(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
 
 
 def _figures(found: Transfer, wanted: str) -> list[Figure]:

@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
+import numpy as np
 import vl_convert
 
-from scaling.wording import between, three
+from scaling.wording import DASH, between, three
 
 GREEK = {name: f"&{name};" for name in ("alpha", "beta", "gamma", "delta")}
 _TALL = 30  # rows from which on a table scrolls within the page
@@ -202,7 +203,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Cell]], sortable: bool 
     lines = []
     for row in rows:
         cells = "".join(
-            f"<td{side}{_number('value', cell.value)}{_number('high', cell.high)}>{math(cell.text)}</td>"
+            f"<td{side}{_attribute('value', cell.value)}{_attribute('high', cell.high)}>{math(cell.text)}</td>"
             for side, cell in zip(align, row, strict=True)
         )
         lines.append(f"<tr>{cells}</tr>")
@@ -213,13 +214,18 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Cell]], sortable: bool 
     return f'<div class="{box}" tabindex="0"><table{kind}>{inside}</table></div>{cut}{_CSV}'
 
 
-def _number(name: str, value: float | None) -> str:
+def _attribute(name: str, value: float | None) -> str:
     return "" if value is None else f' data-{name}="{float(value)!r}"'
 
 
 def interval(low: float, high: float, shown: Callable[[float], str] = three) -> Cell:
-    """The cell of an interval: low to high."""
-    return Cell(between(low, high, shown), low, high)
+    """The cell of an interval: low to high, or a dash where there is none (nan)."""
+    return Cell(DASH) if np.isnan(low) else Cell(between(low, high, shown), low, high)
+
+
+def number(value: float, form: str = ".3g") -> Cell:
+    """The cell of a number, or a dash where it is missing."""
+    return Cell(format(value, form), float(value)) if np.isfinite(value) else Cell(DASH)
 
 
 def escape(text: str) -> str:

@@ -7,7 +7,19 @@ import pandas as pd
 
 from scaling.compare_schedules import PLACE, Ranking, rank, results_at
 from scaling.reports import figures_optim
-from scaling.reports.page import Cell, Figure, Section, escape, figure, interval, listing, paragraph, section, table
+from scaling.reports.page import (
+    Cell,
+    Figure,
+    Section,
+    escape,
+    figure,
+    interval,
+    listing,
+    number,
+    paragraph,
+    section,
+    table,
+)
 from scaling.reports.records import Records
 from scaling.seeds import ENOUGH
 from scaling.wording import DASH, between, plain, short, signed
@@ -185,17 +197,15 @@ def _table(rows: pd.DataFrame) -> str:
         among = between(row["peak_lrs"][0], row["peak_lrs"][-1], lambda x: f"{x:.3g}")
         cells = [Cell(short(row[name]), row[name]) for name in (*sizes, "total_tokens")]
         cells += [Cell(str(row[name])) for name in settings]
-        cells += [Cell(str(row["rank"]), float(row["rank"])), Cell(row["schedule"]), _number(row["peak_lr"], ".3g")]
+        cells += [Cell(str(row["rank"]), float(row["rank"])), Cell(row["schedule"]), number(row["peak_lr"], ".3g")]
         cells += [Cell(f"{edge} of {among}" if edge in ("lowest", "highest") else edge or among)]
-        cells += [Cell(str(row["seeds"]), float(row["seeds"])), _number(row["loss"], ".4f")]
-        cells += [_number(row["spread"], ".4f"), _number(row["excess"], ".4f")]
-        known = np.isfinite(row["excess_low"])
-        excess = interval(row["excess_low"], row["excess_high"], signed) if known else Cell(DASH)
-        cells += [excess] if intervals else []
+        cells += [Cell(str(row["seeds"]), float(row["seeds"])), number(row["loss"], ".4f")]
+        cells += [number(row["spread"], ".4f"), number(row["excess"], ".4f")]
+        cells += [interval(row["excess_low"], row["excess_high"], signed)] if intervals else []
         cells += [Cell(_told(row))]
         if averages and pd.notna(row["average"]):
-            cells += [Cell(f"{row['average']} at {row['average_peak_lr']:.3g}"), _number(row["average_loss"], ".4f")]
-            cells += [_number(row["average_spread"], ".4f"), _number(row["average_candidates"], ".0f")]
+            cells += [Cell(f"{row['average']} at {row['average_peak_lr']:.3g}"), number(row["average_loss"], ".4f")]
+            cells += [number(row["average_spread"], ".4f"), number(row["average_candidates"], ".0f")]
         elif averages:
             cells += [Cell(DASH)] * 4
         lines.append(cells)
@@ -211,14 +221,10 @@ def _told(row: pd.Series) -> str:
 
 def _overall(overall: pd.DataFrame) -> str:
     rows = [
-        [Cell(row["schedule"]), _number(row["rank"], ".2f"), _number(row["excess"], ".4f")]
+        [Cell(row["schedule"]), number(row["rank"], ".2f"), number(row["excess"], ".4f")]
         for _, row in overall.iterrows()
     ]
     return table(["schedule", "mean rank", "mean excess"], rows)
-
-
-def _number(value: float, form: str) -> Cell:
-    return Cell(format(value, form), float(value)) if np.isfinite(value) else Cell(DASH)
 
 
 def _figures(ranking: Ranking, curves: pd.DataFrame) -> list[Figure]:

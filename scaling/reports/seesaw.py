@@ -26,10 +26,22 @@ from scaling.compare_ramps import (
 )
 from scaling.naming import in_order
 from scaling.reports import figures_optim
-from scaling.reports.page import Cell, Figure, Section, escape, figure, interval, listing, paragraph, section, table
+from scaling.reports.page import (
+    Cell,
+    Figure,
+    Section,
+    escape,
+    figure,
+    interval,
+    listing,
+    number,
+    paragraph,
+    section,
+    table,
+)
 from scaling.reports.records import Records
 from scaling.seeds import ENOUGH
-from scaling.wording import DASH, between, plain, short, signed
+from scaling.wording import between, plain, short, signed
 
 _PANELS = 4  # first batches whose loss curves are drawn
 _RULE = (
@@ -206,7 +218,6 @@ def _table(rows: pd.DataFrame) -> str:
     order = {ramp: k for k, ramp in enumerate(in_order(rows["ramp"]))}
     lines = []
     for _, row in rows.assign(order=rows["ramp"].map(order)).sort_values([*FAMILY, "B0", "order"]).iterrows():
-        known = np.isfinite(row["difference_low"])
         cells = [
             Cell(short(row[name]), float(row[name])) if name in ("N", "total_tokens") else Cell(str(row[name]))
             for name in several
@@ -214,13 +225,13 @@ def _table(rows: pd.DataFrame) -> str:
         cells += [Cell(f"{row['B0']:g}", float(row["B0"])), Cell(row["ramp"])]
         cells += [
             Cell(f"{row['pairs']} of {row['runs']}", float(row["pairs"])),
-            _number(100 * row["steps_saved"], ".1f"),
+            number(100 * row["steps_saved"], ".1f"),
         ]
-        cells += [Cell(_verdict(row)), _number(row["difference"], "+.4f")]
-        cells += [interval(row["difference_low"], row["difference_high"], signed) if known else Cell(DASH)]
+        cells += [Cell(_verdict(row)), number(row["difference"], "+.4f")]
+        cells += [interval(row["difference_low"], row["difference_high"], signed)]
         losses = ("difference_spread", "difference_error", "loss", "baseline_loss", "baseline_spread")
-        cells += [_number(row[name], ".4f") for name in losses]
-        cells += [_number(row["steps"], ".0f"), _number(row["baseline_steps"], ".0f"), _number(row["peak_lr"], ".3g")]
+        cells += [number(row[name], ".4f") for name in losses]
+        cells += [number(row["steps"], ".0f"), number(row["baseline_steps"], ".0f"), number(row["peak_lr"], ".3g")]
         lines.append(cells)
     return table(header, lines, sortable=True)
 
@@ -233,10 +244,6 @@ def _verdict(row: pd.Series) -> str:
     if verdict == TOO_FEW:
         return f"{verdict} ({row['pairs']})"
     return f"{verdict}, yet not zero" if verdict == AGREES and significant(row) else verdict
-
-
-def _number(value: float, form: str) -> Cell:
-    return Cell(format(value, form), float(value)) if np.isfinite(value) else Cell(DASH)
 
 
 def _figures(comparison: Comparison, curves: pd.DataFrame) -> list[Figure]:
