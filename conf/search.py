@@ -47,7 +47,7 @@ def more(points: Sequence[Point], refused: Container[str] = ()) -> list[list[str
 
 
 def outcomes(points: Sequence[Point]) -> list[str]:
-    """For every group what its search has come to, in words."""
+    """For every group what its search has come to, in words. What it still asks for then is no valid point."""
     return [_next(group, ())[1] for group in _groups(points)]
 
 
@@ -79,7 +79,7 @@ def _next(group: Sequence[Point], refused: Container[str]) -> tuple[list[list[st
     if not left:
         most = search["most"]
         return [], f"{what}: {named} is best of {len(means)}, not bracketed: launch.search.most={most} is reached"
-    return [own for of_place in left for own in of_place], f"{what}: {named} is best of {len(means)} so far"
+    return [own for of_place in left for own in of_place], f"{what}: {named} is best of {len(means)}, and a neighbour is no valid point"
 
 
 def missing(means: Mapping[Place, float], factor: float) -> list[Place]:

@@ -97,6 +97,9 @@ def test_an_invalid_neighbour_is_said_and_left_out(tiny, capsys):
     finish(points, lambda rate, seed: 1.0)
     assert [point.config["ramp"]["batch_size"] for point in searched(expand(asked))] == [1, 2]
     assert "ramp.batch_size=0.5" in capsys.readouterr().err
+    points = searched(expand(asked))
+    finish(points, lambda rate, seed: 1.0)
+    assert outcomes(points)[0].endswith("ramp.batch_size=1 is best of 2, and a neighbour is no valid point")
 
 
 def test_tokens_to_a_target_are_what_counts_where_there_is_one(tiny):
