@@ -141,17 +141,13 @@ def _joint(
     additive = next((one.fitted for one in targets if one.name == MEAN), None)
     if additive is None:
         return None, ""
-    settings = records.settings
-    try:
-        other = fit_target(
-            JointMixture(found.domains), found, MEAN, Huber(settings.huber), settings.starts, settings.seed
-        )
-    except ValueError:
-        runs = len(additive.rows.table)
+    settings, law, runs = records.settings, JointMixture(found.domains), len(additive.rows.table)
+    if runs <= len(law.names):
         return (
             None,
             f"{runs} runs are too few for the joint law, which would tell whether best weights move with scale.",
         )
+    other = fit_target(law, found, MEAN, Huber(settings.huber), settings.starts, settings.seed)
     least = (float(found.table["N"].min()), float(found.table["D"].min()))
     there = {scale: best_weights(other, *place)["weight"] for scale, place in (("small", least), ("large", at))}
     terms = {"additive": len(additive.problem.names), "joint": len(other.problem.names)}
@@ -163,7 +159,7 @@ def _joint(
     return numbers, (
         f"The joint law, whose best weights may move with scale, misses the mean losses by {other.residual_rms:.2%} "
         f"(rms, {terms['joint']} parameters) against {additive.residual_rms:.2%} of the additive one "
-        f"({terms['additive']}), for {len(additive.rows.table)} runs. Its best weights for the mean are "
+        f"({terms['additive']}), for {runs} runs. Its best weights for the mean are "
         f"{told(there['small'])} at the smallest scale that was run and {told(there['large'])} at the largest."
     )
 
