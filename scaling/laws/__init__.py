@@ -27,6 +27,7 @@ from scaling.laws.parscale import ParScale
 from scaling.laws.power import DiLoCo, OffsetPowerLaw, ParallelPowerLaw, PowerLaw, PowerLawFloor
 from scaling.laws.reinforcement import DataEfficiency, ScaleRL
 from scaling.laws.routed import Routed
+from scaling.laws.sgd_risk import SGDRisk
 
 __all__ = [
     "BNSL",
@@ -66,6 +67,7 @@ __all__ = [
     "Prior",
     "Reference",
     "Routed",
+    "SGDRisk",
     "ScaleRL",
     "StepLawBatch",
     "StepLawRate",

@@ -21,7 +21,7 @@ from scaling.laws.law import Column, Law, Parameter, Prior
 from scaling.laws.terms import coefficient, exponent, floor
 
 _WARMUP_PARTS = 16  # changes that stand for the warm-up
-_CHANGES = 256  # of a curve that the multi-power law looks at, at most
+CHANGES = 256  # of a curve that a law looks at, at most
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,18 @@ class History:
     age: np.ndarray
 
 
-def history(run: np.ndarray, step: np.ndarray, lr: np.ndarray, warmup_steps: float, most: int | None = None) -> History:
+def history(
+    run: np.ndarray,
+    step: np.ndarray,
+    lr: np.ndarray,
+    warmup_steps: float,
+    most: int | None = None,
+    level: np.ndarray | None = None,
+) -> History:
     """The past of every row, for rows (rows,) in any order; steps of one `run` are one curve. At most `most` changes
-    before any row: of more, neighbours are joined."""
+    before any row: of more, neighbours are joined. `level` (rows,): what changes and rates are those of, where it is
+    not the rate that the area sums up; it rises from 0, over the warm-up or at once."""
+    from_zero, level = level is not None or warmup_steps > 0, lr if level is None else level
     order = np.lexsort((step, run))
     areas, counts = np.zeros(len(step)), np.zeros(len(step), int)
     parts: dict[int, tuple[np.ndarray, ...]] = {}
@@ -50,9 +59,9 @@ def history(run: np.ndarray, step: np.ndarray, lr: np.ndarray, warmup_steps: flo
         ramp = (np.arange(_WARMUP_PARTS) + 0.5) / _WARMUP_PARTS if warmup_steps else np.zeros(0)
         # The rate of a node holds until the next node; before the first row of a curve it rose, or was the first row's.
         nodes = np.concatenate([np.arange(len(ramp)) / _WARMUP_PARTS * warmup_steps, [warmup_steps], step[rows]])
-        rates = np.concatenate([ramp * lr[rows[0]], lr[rows[:1]], lr[rows]])
-        area = np.concatenate([[0.0], np.cumsum(np.diff(nodes) * rates[:-1])])
-        change = np.diff(rates, prepend=0.0 if warmup_steps else rates[0])
+        speeds, rates = (np.concatenate([ramp * x[rows[0]], x[rows[:1]], x[rows]]) for x in (lr, level))
+        area = np.concatenate([[0.0], np.cumsum(np.diff(nodes) * speeds[:-1])])
+        change = np.diff(rates, prepend=0.0 if from_zero else rates[0])
         moved = np.flatnonzero(change)
         offset = len(nodes) - len(rows)
         areas[rows] = area[offset:]
@@ -119,13 +128,13 @@ class MultiPower(Law):
     along_curves = True
 
     def features(self, table: Mapping[str, Any]) -> dict[str, Any]:
-        past = _history(self, table, _CHANGES)
+        past = _history(self, table, CHANGES)
         return {"S1": past.area, "first": past.first, "change": past.change, "rate": past.rate, "gap": past.gap}
 
     def predict(self, p: Mapping[str, Any], columns: Mapping[str, Any]) -> Any:
         """The loss of every row."""
         ready = 1.0 - (1.0 + p["C"] * columns["rate"] ** -p["gamma"] * columns["gap"]) ** -p["beta"]
-        return p["L0"] + p["A"] * columns["S1"] ** -p["alpha"] + p["B"] * _summed(columns, ready * columns["change"])
+        return p["L0"] + p["A"] * columns["S1"] ** -p["alpha"] + p["B"] * summed(columns, ready * columns["change"])
 
 
 @dataclass(frozen=True)
@@ -169,21 +178,28 @@ class Annealing(Law):
         return p["L0"] + p["A"] * columns["S1"] ** -p["alpha"] - p["C"] * columns["S2"]
 
 
-def _summed(columns: Mapping[str, Any], pairs: Any) -> Any:
+def summed(columns: Mapping[str, Any], pairs: Any) -> Any:
     """Sums over the past of every row."""
     value = pairs.value if isinstance(pairs, jets.Jet) else pairs
     shape = np.broadcast_shapes(np.shape(value), columns["change"].shape)
     return jets.linear(lambda x: np.add.reduceat(x, columns["first"], axis=-1), pairs, shape)
 
 
-def _history(law: MultiPower | Annealing, table: Mapping[str, Any], most: int | None = None) -> History:
+def columns_of_curves(law: Law, table: Mapping[str, Any], warmup_steps: int) -> dict[str, np.ndarray]:
+    """The columns that a law of curves reads, run_id as text and numbers as floats. ValueError where one is missing, or
+    a row lies within the warm-up."""
     missing = [name for name in law.columns if name not in table]
     if missing:
         raise ValueError(f"{law.name} reads whole curves: the table has no column {missing[0]!r}.")
-    run, step, lr = (np.asarray(table[name]) for name in ("run_id", "step", "lr"))
-    if (step.astype(float) < law.warmup_steps).any():
+    found = {name: np.asarray(table[name]).astype(str if name == "run_id" else float) for name in law.columns}
+    if (found["step"] < warmup_steps).any():
         raise ValueError(
-            f"warmup_steps={law.warmup_steps}: a row lies at step {step.min():g}, before the end of the warm-up. Leave "
-            "such rows out, or use a smaller warmup_steps with rows that cover the warm-up."
+            f"warmup_steps={warmup_steps}: a row lies at step {found['step'].min():g}, before the end of the warm-up. "
+            "Leave such rows out, or use a smaller warmup_steps with rows that cover the warm-up."
         )
-    return history(run.astype(str), step.astype(float), lr.astype(float), law.warmup_steps, most)
+    return found
+
+
+def _history(law: MultiPower | Annealing, table: Mapping[str, Any], most: int | None = None) -> History:
+    read = columns_of_curves(law, table, law.warmup_steps)
+    return history(read["run_id"], read["step"], read["lr"], law.warmup_steps, most)

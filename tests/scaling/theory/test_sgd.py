@@ -259,8 +259,17 @@ def test_bins_keep_to_the_tolerance(a, b):
     batch_size = np.where(x < 0.5, 4, 16)
     modes = exact_modes(problem)
     exact = plain(modes, lr, batch_size)[at]
-    for tolerance in (1e-3, 1e-5):
+    for tolerance in (1e-3, 1e-7):
         np.testing.assert_allclose(sgd_risk(problem, lr, batch_size, at=at, tolerance=tolerance), exact, rtol=tolerance)
+
+
+def test_bins_have_the_moments_of_their_eigenvalues():
+    problem = power_law(3000, 1.3, 1.8, 0.1)
+    modes, l = binned_modes(problem, 12), problem.eigenvalues
+    assert len(modes.r) == 12 + 4 * 12 and (modes.q >= 0).all() and (modes.r >= 0).all()
+    for power in range(4):
+        assert modes.q @ modes.rates**power == pytest.approx((l**2 * l**power).sum(), rel=1e-12)
+        assert modes.r @ modes.rates**power == pytest.approx((l * problem.target**2 * l**power).sum(), rel=1e-12)
 
 
 def test_twice_the_bins_have_a_sixteenth_of_the_error():
@@ -306,6 +315,40 @@ def test_stretches_of_equal_steps_are_jumped_between_others_that_are_not():
     np.testing.assert_allclose(
         sgd_risk(problem, lr, batch_size, at=at), plain(exact_modes(problem), lr, batch_size)[at], rtol=1e-10
     )
+
+
+def test_what_the_features_cannot_reach_is_in_every_risk():
+    """A sketch of all features is the problem itself; of fewer, an error that no step removes."""
+    problem = power_law(8, 1.5, 2.0, 0.3)
+    generator = np.random.default_rng(0)
+    whole = problem.sketched(generator.standard_normal((8, 8)))
+    assert whole.approximation_error == pytest.approx(0.0, abs=1e-12)
+    assert whole.initial_risk == pytest.approx(problem.initial_risk, rel=1e-10)
+    part, cut = problem.sketched(np.eye(8)[:3]), problem.truncated(3)
+    np.testing.assert_allclose(np.sort(part.eigenvalues), np.sort(cut.eigenvalues), rtol=1e-12)
+    missed = float((np.arange(4, 9) ** -2.0).sum())
+    assert part.approximation_error == pytest.approx(missed) == cut.approximation_error
+    assert part.noise_variance == pytest.approx(0.3 + missed) and cut.initial_risk == pytest.approx(
+        problem.initial_risk
+    )
+    settled = sgd_risk(cut, 1e-3, 1, 10**6)
+    assert settled > missed and settled == pytest.approx(stationary_risk(cut, 1e-3, 1), rel=1e-6)
+    assert settled == pytest.approx(missed + sgd_risk(power_law(3, 1.5, 2.0, 0.3 + missed), 1e-3, 1, 10**6), rel=1e-12)
+
+
+def test_sgd_on_a_sketch_has_the_risk_that_simulation_gives():
+    problem, replicas, steps, lr = power_law(6, 1.5, 2.0, 0.2), 40_000, 12, 0.05
+    generator = np.random.default_rng(5)
+    sketch = generator.standard_normal((3, 6))
+    small = problem.sketched(sketch)
+    w = np.zeros((replicas, 3))
+    for _ in range(steps):
+        x = generator.standard_normal((replicas, 6)) * np.sqrt(problem.eigenvalues)
+        features, y = x @ sketch.T, x @ problem.target + 0.2**0.5 * generator.standard_normal(replicas)
+        w = w - lr * ((features * w).sum(-1) - y)[:, None] * features
+    left = w @ sketch - problem.target
+    risks = left**2 @ problem.eigenvalues
+    assert abs(risks.mean() - sgd_risk(small, lr, 1, steps)) < 4 * risks.std() / replicas**0.5
 
 
 def test_a_billion_steps_end_in_the_stationary_risk():
