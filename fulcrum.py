@@ -9,6 +9,7 @@ from typing import Any
 COMMANDS = {
     "train": ("config", "slurm.launcher", "train_command", "train one point or a sweep, and record it"),
     "plan": ("plan", "slurm.launcher", "plan_command", "show learning rate, batch size and steps; train nothing"),
+    "theory": ("theory", "slurm.launcher", "theory_command", "exact risk of a plan on a problem with a known answer"),
     "data": ("prepare", "data.__main__", "command", "prepare text as token shards"),
     "fit": (
         "fit",
@@ -91,7 +92,7 @@ def main() -> None:
 def open_keys(command: str, arguments: list[str]) -> list[str]:
     """The arguments with keys that no configuration can list, names of columns and parameters, as Hydra wants them; and
     with quotes where they hold overrides of their own."""
-    if command in ("train", "plan", "data", "slurm submit"):
+    if command in ("train", "plan", "theory", "data", "slurm submit"):
         from conf.branches import quoted
 
         return [quoted(text) for text in arguments]

@@ -169,8 +169,7 @@ def compose_config(overrides: Sequence[str], config_name: str = "config") -> dic
 
 def resolve(config: dict[str, Any], overrides: list[str]) -> Point:
     """Checks one configuration and names its run. ValueError with the key, the value and the fix."""
-    config = _whole_tokens(coerce(config, ""))
-    config["schedule"] = _with_record(config["schedule"])
+    config = _typed(config)
     config["launch"]["overrides"] = overrides
     launch = config["launch"]
     _check(launch["devices"] >= 1, "launch.devices", launch["devices"], "use at least 1")
@@ -243,6 +242,16 @@ def resolve(config: dict[str, Any], overrides: list[str]) -> Point:
     point = Point(run_id, folder, config, plan, shape)
     _check_folder(point)
     return point
+
+
+def plan_alone(overrides: Sequence[str], config_name: str) -> Plan:
+    """The plan of one point, whatever its model and data are."""
+    return plan_of(_typed(compose_config(overrides, config_name)))
+
+
+def _typed(config: dict[str, Any]) -> dict[str, Any]:
+    config = _whole_tokens(coerce(config, ""))
+    return config | {"schedule": _with_record(config["schedule"])}
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:

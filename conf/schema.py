@@ -183,6 +183,36 @@ class PlanConfig(Config):
     """file of the picture: .svg, .pdf, .png or .html"""
 
 
+@dataclass
+class Problem:
+    """Linear regression on a power law: eigenvalues i^-a, and a risk of i^-b in direction i at the start."""
+
+    dimension: int = 1000
+    """eigenvalues"""
+    a: float = 1.5
+    """capacity: how fast eigenvalues fall, above 1"""
+    b: float = 2.0
+    """source: how fast the risk in their directions falls, above 1"""
+    noise_variance: float = 0.1
+    """of the answers"""
+
+
+@dataclass
+class TheoryConfig(Config):
+    """`fulcrum theory`: a point whose plan is followed on a problem with known risk."""
+
+    problem: Problem = field(default_factory=Problem)
+    """what is learned"""
+    algorithms: list[str] = field(default_factory=lambda: ["sgd"])
+    """sgd, normalized_sgd (a stand-in for Adam), gd (the whole population a step)"""
+    compare: list[int] = field(default_factory=list)
+    """numbers of rows on which gradient descent, ridge and one-pass SGD are compared, each tuned"""
+    format: str = "table"
+    """table, or json"""
+    out: str | None = None
+    """file of the picture: .svg, .pdf, .png or .html"""
+
+
 def _number(value: float) -> float | int:
     return int(value) if value.is_integer() else value
 
@@ -196,6 +226,7 @@ OmegaConf.register_new_resolver("div", lambda a, b: float(a) / float(b), replace
 
 ConfigStore.instance().store(name="schema", node=Config)
 ConfigStore.instance().store(name="plan_schema", node=PlanConfig)
+ConfigStore.instance().store(name="theory_schema", node=TheoryConfig)
 
 
 def tokens_for(flops: float, *, _root_: Any) -> float:

@@ -79,7 +79,8 @@ def _next(group: Sequence[Point], refused: Container[str]) -> tuple[list[list[st
     if not left:
         most = search["most"]
         return [], f"{what}: {named} is best of {len(means)}, not bracketed: launch.search.most={most} is reached"
-    return [own for of_place in left for own in of_place], f"{what}: {named} is best of {len(means)}, and a neighbour is no valid point"
+    said = f"{what}: {named} is best of {len(means)}, and a neighbour is no valid point"
+    return [own for of_place in left for own in of_place], said
 
 
 def missing(means: Mapping[Place, float], factor: float) -> list[Place]:

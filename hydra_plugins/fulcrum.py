@@ -26,11 +26,12 @@ class FulcrumLauncher(Launcher):
         self.command = config.hydra.job.config_name
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[Any]:
-        from slurm.launcher import launch, plan, prepare
+        from slurm.launcher import launch, plan, prepare, theory
         from slurm.submit import submit
 
         points = [list(overrides) for overrides in job_overrides]
-        {"config": launch, "plan": plan, "prepare": prepare, "submit": submit}[self.command](points)
+        commands = {"config": launch, "plan": plan, "theory": theory, "prepare": prepare, "submit": submit}
+        commands[self.command](points)
         return []
 
 

@@ -15,11 +15,11 @@ from omegaconf import DictConfig
 
 from conf.branches import without_parent
 from conf.errors import user_errors
-from conf.points import Point, compose_config, expand, listed
+from conf.points import Point, compose_config, expand, listed, plan_alone
 from conf.search import outcomes, searched
 from data.records import COMPLETED, DIVERGED, PREEMPTED_EXIT, live_holder, lock_run
 from slurm import background, manifest
-from slurm.display import branched, console, short_labels
+from slurm.display import branched, console, short_labels, telling
 from slurm.dry_run import describe
 from slurm.local import Stop, check_launch, prepare_data, run_points, status_of
 from slurm.manifest import SLURM
@@ -123,9 +123,32 @@ def plan(overrides: Sequence[Sequence[str]]) -> None:
         show(runs, options.format, options.records, options.out)
 
 
+def theory(overrides: Sequence[Sequence[str]]) -> None:
+    """What `fulcrum theory` does: exact risks of the points' plans; how they are shown, the first point says."""
+    from hydra import compose
+
+    from data.problems import power_law
+    from scaling.theory.show import Followed, show
+
+    with user_errors():
+        labels = telling({str(k): list(own) for k, own in enumerate(overrides)})
+        options = [compose("theory", list(own)) for own in overrides]
+        runs = [
+            Followed(" ".join(label) or "the plan", power_law(**chosen.problem), plan_alone(own, "theory"))
+            for label, chosen, own in zip(labels.values(), options, overrides, strict=True)
+        ]
+        first = options[0]
+        show(runs, list(first.algorithms), list(first.compare), first.format, first.out)
+
+
 def plan_command(config: DictConfig) -> None:
     """What `fulcrum plan` runs without -m: one plan, by the same road."""
     plan([list(HydraConfig.get().overrides.task)])
+
+
+def theory_command(config: DictConfig) -> None:
+    """What `fulcrum theory` runs without -m: one plan, by the same road."""
+    theory([list(HydraConfig.get().overrides.task)])
 
 
 def submit_command(config: DictConfig) -> None:

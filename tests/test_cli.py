@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("command", ["train", "plan", "data", "fit", "export", "report", "runs"])
+@pytest.mark.parametrize("command", ["train", "plan", "theory", "data", "fit", "export", "report", "runs"])
 def test_each_command_explains_itself_with_examples(fulcrum, command):
     result = fulcrum(command, "--help")
     assert result.returncode == 0
@@ -19,7 +19,7 @@ def test_fulcrum_alone_lists_its_commands(fulcrum):
     assert fulcrum("--help").returncode == 0
     result = fulcrum()
     assert result.returncode == 2
-    for command in ("train", "plan", "data", "fit", "export", "report", "runs"):
+    for command in ("train", "plan", "theory", "data", "fit", "export", "report", "runs"):
         assert f"  {command}" in result.stdout
     assert "no command 'trian'" in fulcrum("trian").stderr
 
@@ -56,6 +56,21 @@ def test_plans_are_shown_without_training(fulcrum, tiny, tmp_path):
     single = fulcrum("plan", *tiny, "ramp=seesaw", "out=plan.svg")
     assert "from token" in single.stdout and (tmp_path / "plan.svg").exists()
     assert not (tmp_path / "runs").exists()
+
+
+def test_exact_risks_of_plans_are_shown_without_training(fulcrum, tmp_path):
+    """Sweeps over the plan and over the problem; a token is a row."""
+    shown = fulcrum("theory", "-m", "ramp=constant,seesaw", "total_tokens=4e3", "format=json", "out=risk.svg")
+    assert shown.returncode == 0, shown.stderr
+    constant, seesaw = json.loads(shown.stdout)["plans"]
+    assert constant["plan"] == "ramp=constant" and constant["rows"] == seesaw["rows"] == 4000
+    assert seesaw["steps"] < constant["steps"] == 1000 and 0.5 < seesaw["risk"] / constant["risk"] < 2
+    problems = fulcrum("theory", "-m", "problem.a=1.2,2", "problem.dimension=50", "total_tokens=4e3", "format=json")
+    easy, hard = json.loads(problems.stdout)["plans"]
+    assert easy["plan"] == "problem.a=1.2" and easy["risk"] != hard["risk"]
+    assert (tmp_path / "risk.svg").exists() and not (tmp_path / "runs").exists()
+    unstable = fulcrum("theory", "peak_lr=3")
+    assert unstable.returncode == 1 and "is unstable" in unstable.stderr and "Traceback" not in unstable.stderr
 
 
 def test_every_schedule_and_ramp_makes_a_plan(fulcrum, tiny):

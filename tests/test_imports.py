@@ -31,6 +31,9 @@ TORCH_FREE = [
     "scaling.reports.figures",
     "scaling.reports.write",
     "scaling.commands",
+    "scaling.theory.show",
+    "data.problems",
+    "data.separable",
     "slurm.launcher",
     "slurm.commands",
     "slurm.submit",
@@ -53,7 +56,7 @@ MAY_IMPORT = {
     "scaling": {"scaling", "data", "optim", "train.shape"},
     "conf": {"conf", "data.descents", "data.files", "data.records", "data.tokenizers", "optim"}
     | {"train.shape", "train.memory", "train.strategies"},
-    "slurm": {"slurm", "conf", "data", "optim.plan", "scaling.plans", "train.memory"},
+    "slurm": {"slurm", "conf", "data", "optim.plan", "scaling.plans", "scaling.theory.show", "train.memory"},
     "hydra_plugins": {"hydra_plugins", "slurm", "conf"},
 }
 

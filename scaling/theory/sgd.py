@@ -111,7 +111,7 @@ def _curve(
 ) -> Floats:
     """Risks after `asked` steps (asked,)."""
     if average is not None:
-        if isinstance(average, Tail) and run.constant and not weight_decay and len(run.lr) > _worth(modes):
+        if isinstance(average, Tail) and run.constant and not weight_decay and _jumps(modes, len(run.lr)):
             return _tail_average(modes, run, asked, average, kurtosis)
         weights = average.weights(run.seen)
         return plain(modes, run.lr, run.batch_size, weights, weight_decay, kurtosis)[asked]
@@ -152,6 +152,11 @@ def _refined(problem: LinearProblem, curve: Callable[[Modes], Floats], tolerance
         found = curve(binned_modes(problem, bins))
         if problem.dimension <= 2 * bins or np.nanmax(np.abs(coarse / found - 1.0), initial=0.0) < _ORDER * tolerance:
             return found
+
+
+def _jumps(modes: Modes, steps: int) -> bool:
+    """Whether the mean of so many equal steps is had in closed form, which wants noise in every mode."""
+    return steps > _worth(modes) and bool((modes.q > 0).all())
 
 
 def _worth(modes: Modes) -> float:

@@ -317,6 +317,12 @@ def test_stretches_of_equal_steps_are_jumped_between_others_that_are_not():
     )
 
 
+def test_a_tail_average_has_its_tolerance_too():
+    problem = power_law(300, 1.5, 2.0, 1.0)
+    exact = sgd_risk(problem, 0.1, 1, 3000, average=Tail(0.5))
+    assert sgd_risk(problem, 0.1, 1, 3000, average=Tail(0.5), tolerance=1e-4) == pytest.approx(exact, rel=1e-4)
+
+
 def test_what_the_features_cannot_reach_is_in_every_risk():
     """A sketch of all features is the problem itself; of fewer, an error that no step removes."""
     problem = power_law(8, 1.5, 2.0, 0.3)
