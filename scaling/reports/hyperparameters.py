@@ -57,7 +57,7 @@ def hyperparameters(records: Records) -> Section:
     )
     whole = Found(lines, surfaces, decays, {})
     wanted = sharpen(whole)
-    drawn = _figures(parts, main, wanted[0] if wanted else "more seeds.")
+    drawn = _figures(parts, main)
     blocks = [paragraph(_HOW), listing(notes), *(figure(one) for one in drawn), *_tables(whole, len(parts) > 1)]
     blocks += [paragraph("What would sharpen it:"), listing(wanted)] if wanted else []
     laws = {name: law for name, law in parts[main].laws.items() if isinstance(law, FittedLaw)}
@@ -169,7 +169,12 @@ def _fitted(law: FittedLaw | str | None) -> FittedLaw | None:
     return law if isinstance(law, FittedLaw) else None
 
 
-def _figures(parts: dict[str, Found], main: str, wanted: str) -> list[Figure]:
+def _wanted(lines: Sequence[Best] = (), surfaces: Sequence[Best] = (), decays: Sequence[Best] = ()) -> str:
+    """What would sharpen a figure of these."""
+    return next(iter(sharpen(Found([*lines], [*surfaces], [*decays], {}))), "more seeds.")
+
+
+def _figures(parts: dict[str, Found], main: str) -> list[Figure]:
     part, drawn = parts[main], []
     laws = part.laws
     if part.surfaces:
@@ -182,7 +187,7 @@ def _figures(parts: dict[str, Found], main: str, wanted: str) -> list[Figure]:
                 "its optimum, with the 90 % interval of the rate. Losses far above the lowest are not drawn.",
                 _ids(part.surfaces),
                 _line_of(laws["best_rate"]),
-                wanted,
+                _wanted(surfaces=part.surfaces),
             )
         )
         drawn.append(
@@ -193,7 +198,7 @@ def _figures(parts: dict[str, Found], main: str, wanted: str) -> list[Figure]:
                 "the law, where there is one; dashed: Step Law as reviews quote it, far outside its own range here.",
                 _ids(part.surfaces),
                 _line_of(laws["best_batch"]),
-                wanted,
+                _wanted(surfaces=part.surfaces),
             )
         )
     if part.lines:
@@ -205,7 +210,7 @@ def _figures(parts: dict[str, Found], main: str, wanted: str) -> list[Figure]:
                 "that were run, or the optimum does; the latter enter no law. Lines: the law.",
                 _ids(part.lines),
                 _line_of(laws["rate"]),
-                wanted,
+                _wanted(lines=part.lines),
             )
         )
     if part.decays:
@@ -218,7 +223,7 @@ def _figures(parts: dict[str, Found], main: str, wanted: str) -> list[Figure]:
                 "not bracketed.",
                 _ids(part.decays),
                 _line_of(laws["timescale"]),
-                wanted,
+                _wanted(decays=part.decays),
             )
         )
     horizons = {}
@@ -236,7 +241,7 @@ def _figures(parts: dict[str, Found], main: str, wanted: str) -> list[Figure]:
                 "with 90 % intervals.",
                 _ids([one for lines in used.values() for one in lines]),
                 "; ".join(f"{name}: {law_line(law)}" for name, (law, _) in horizons.items()),
-                wanted,
+                _wanted([one for lines in used.values() for one in lines]),
             )
         )
     return drawn
