@@ -21,7 +21,8 @@ from hydra import initialize_config_module
 
 from conf.points import expand
 from data.prepare import cache_folder, prepare
-from train.loop import evaluate_held_out, train
+from train.evaluation import evaluated
+from train.loop import train
 from train.model import Transformer, initialize
 from train.run import build_run
 
@@ -55,7 +56,7 @@ def full_trainer(point) -> float:
         train(run, {}, lambda: None)
         seconds = time.perf_counter() - started
         started = time.perf_counter()
-        evaluate_held_out(run, run.plan.serial_steps)
+        evaluated(run, run.plan.serial_steps)
         return seconds - (time.perf_counter() - started)
 
 

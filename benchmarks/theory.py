@@ -3,8 +3,8 @@
     python benchmarks/theory.py          one core, about a minute and a half
 
 Each row: CPU seconds of the plain recursion (measured on as many steps as fit a second, and scaled), of `sgd_risk`,
-their ratio, and the largest relative difference where both were computed. The last row is the goal: a million eigenvalues, a
-million steps of a cosine, at most 5 seconds at 1e-4.
+their ratio, and the largest relative difference where both were computed. The last row is the goal: a million
+eigenvalues, a million steps of a cosine, at most 5 seconds at 1e-4.
 """
 
 from __future__ import annotations

@@ -26,12 +26,13 @@ from conf.branches import NO_PARENT, begin, check_same, keep_marks, parent_overr
 from conf.schema import Config
 from conf.typed import coerce
 from data.files import flatten, read_json, read_yaml
+from data.generated import Generated
 from data.records import COMPLETED, read_metrics
 from data.tokenizers import vocab_size_of
 from optim.groups import Group
 from optim.plan import Plan, plan_of
 from train.memory import CHECKPOINTING
-from train.shape import Shape
+from train.shape import Regression, Shape
 from train.strategies import check_optimizer
 
 NOT_IDENTITY = ("launch", "slurm", "vars", "dry_run")
@@ -51,7 +52,7 @@ class Point:
     folder: Path
     config: dict[str, Any]
     plan: Plan
-    shape: Shape
+    shape: Shape | Regression
 
     @property
     def parent(self) -> Path | None:
@@ -226,6 +227,7 @@ def resolve(config: dict[str, Any], overrides: list[str]) -> Point:
             raise ValueError(innermost(error).replace("averages.<name>", key)) from None
     for node in (config["optimizer"], config["spike_guard"], config["data"], config["slurm"], launch["logger"]):
         _instantiate_all(node)
+    _check_regression(config, shape)
     strategy, optimizer = instantiate(launch["strategy"]), instantiate(config["optimizer"])
     strategy.check(launch["devices"])
     check_optimizer(strategy, optimizer)
@@ -307,6 +309,22 @@ def _rivals(config: dict[str, Any]) -> str | None:
 def _check(good: bool, key: str, value: Any, fix: str) -> None:
     if not good:
         raise ValueError(f"{key}={value}: {fix}.")
+
+
+def _check_regression(config: dict[str, Any], shape: Shape | Regression) -> None:
+    """Problems with a known answer go with their model, whose replicas nothing but the plan may couple."""
+    sources = [instantiate(source) for source in (config["data"]["sources"] or {}).values()]
+    generated, target = any(isinstance(source, Generated) for source in sources), config["model"]["_target_"]
+    if not generated and not isinstance(shape, Regression):
+        return
+    fix = "model=linear goes with data=power_law, model=logistic with data=separable, and transformers with text"
+    _check(generated and isinstance(shape, Regression), "model._target_", target, fix)
+    whole = "a sample is one row of the problem: use 1"
+    _check(config["sequence_length"] == 1, "sequence_length", config["sequence_length"], whole)
+    _check(config["clip_norm"] == 0, "clip_norm", config["clip_norm"], "it would couple the replicas: use 0")
+    _check(config["precision"] == "float32", "precision", config["precision"], "use float32, for an exact comparison")
+    name = instantiate(config["launch"]["strategy"]).name
+    _check(name in ("single", "ddp"), "launch.strategy.name", name, "a regression takes strategy=single or ddp")
 
 
 def _whole_tokens(config: dict[str, Any]) -> dict[str, Any]:

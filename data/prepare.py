@@ -24,6 +24,7 @@ import numpy as np
 
 from data import tokenizers
 from data.files import write_atomic
+from data.generated import Generated, Indices
 from data.shards import (
     SPLITS,
     ChunkWriter,
@@ -45,9 +46,9 @@ VERSION = 1
 class Prepared:
     """Prepared data: memory-mapped tokens by source, and the facts that runs record."""
 
-    sources: dict[str, Tokens]
+    sources: Mapping[str, Tokens | Indices]
     """Training split by source."""
-    heldout: dict[str, Tokens]
+    heldout: Mapping[str, Tokens | Indices]
     """Held-out split by source."""
     weights: dict[str, float]
     """Share of each source in training; sums to 1."""
@@ -124,6 +125,8 @@ def prepare(
     Raises ValueError for bad configuration or bad raw content; NotPrepared where there is work to do and not `make`.
     """
     request = Request(data, tokenizer, cache)
+    if request.generated:
+        return request.open()
     if processes is None:
         processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     signatures = {}
@@ -159,6 +162,9 @@ class Request:
                 raise ValueError(f"data.sources.{name}: names are made of letters, digits and _. Rename the source")
             with _naming(name):
                 self.sources[name] = tokenizers.instantiate(config)
+        self.generated = any(isinstance(source, Generated) for source in self.sources.values())
+        if self.generated and len(self.sources) > 1:
+            raise ValueError(f"data.sources={list(self.sources)}: a problem with a known answer stands alone.")
         self.weights = data.get("weights")
         if self.weights is not None and (
             set(self.weights) != set(self.sources)
@@ -195,6 +201,8 @@ class Request:
         return Vocabulary(file, manifest["sha256"], manifest["vocab_size"], manifest["eos"])
 
     def open(self) -> Prepared:
+        if self.generated:
+            return self._open_generated()
         vocabulary = self.vocabulary()
         splits = {split: {name: Tokens(self.folder(name), split) for name in self.sources} for split in SPLITS}
         for tokens in splits["train"].values():
@@ -211,6 +219,13 @@ class Request:
             tokenizer_file=vocabulary.file,
             tokenizer_fingerprint=vocabulary.fingerprint,
         )
+
+    def _open_generated(self) -> Prepared:
+        """Rows that are drawn as they are needed: nothing lies anywhere."""
+        ((name, source),) = self.sources.items()
+        assert isinstance(source, Generated)
+        train, heldout = ({name: Indices(source, split)} for split in SPLITS)
+        return Prepared(train, heldout, {name: 1.0}, vocab_size=1, eos=0, tokenizer_file=None, tokenizer_fingerprint="")
 
 
 def _prepare_tokenizer(request: Request, signatures: dict[str, str], make: bool) -> Vocabulary:

@@ -19,6 +19,7 @@ from data.files import read_json, read_lines
 from data.records import read_metrics
 from slurm.display import short_labels
 from train.memory import STRATEGIES, Memory, optimizer_bytes, per_rank
+from train.shape import Shape
 
 COLUMNS = ("weights", "gathered", "gradients", "optimizer", "averages", "activations", "temporary", "buffers")
 
@@ -36,7 +37,7 @@ def describe(points: Sequence[Point]) -> str:
         speed, source = speed_of(point)
         if speed:
             hours[point.run_id] = point.own_tokens / speed / 3600
-        details = f"{describe_memory(point)}\n{describe_groups(point)}"
+        details = "\n".join([*describe_memory(point), describe_groups(point)])
         same = first_with.setdefault(details, point.run_id)
         lines += [
             "",
@@ -48,8 +49,11 @@ def describe(points: Sequence[Point]) -> str:
             *([f"  {hours[point.run_id]:.3g} hours at {speed:,.0f} tokens/s, {source}"] if speed else []),
             details if same == point.run_id else f"  memory and optimizer as for {same}",
         ]
-    largest = max(points, key=lambda point: memory(point, strategy_name(point)).device)
-    lines += ["", *memory_table(largest, of_several=len(points) > 1), ""]
+    transformers = [point for point in points if isinstance(point.shape, Shape)]
+    if transformers:
+        largest = max(transformers, key=lambda point: memory(point, strategy_name(point)).device)
+        lines += ["", *memory_table(largest, of_several=len(points) > 1)]
+    lines.append("")
     if hours:
         lines.append(f"{sum(hours.values()):.3g} hours for {len(hours)} of {len(points)} points, one after another.")
     if len(hours) < len(points):
@@ -78,6 +82,7 @@ def describe_groups(point: Point) -> str:
 
 def memory(point: Point, strategy: str) -> Memory:
     """Of one rank of the point's devices under `strategy`."""
+    assert isinstance(point.shape, Shape)
     launch, shapes = point.config["launch"], point.shape.parameters()
     momentum = point.config["optimizer"].get("momentum", 0.0)
     return per_rank(
@@ -104,14 +109,16 @@ def strategy_name(point: Point) -> str:
     return instantiate(point.config["launch"]["strategy"]).name
 
 
-def describe_memory(point: Point) -> str:
-    """One line: a rank's memory under the point's own strategy, and its largest parts."""
+def describe_memory(point: Point) -> list[str]:
+    """One line: a rank's memory under the point's own strategy, and its largest parts; none for a regression."""
+    if not isinstance(point.shape, Shape):
+        return []
     strategy = strategy_name(point)
     needed = memory(point, strategy)
     parts = sorted(((getattr(needed, name), name) for name in COLUMNS), reverse=True)
     largest = ", ".join(f"{name} {in_bytes(size)}" for size, name in parts[:4] if size)
     offloaded = "".join(f", on {name} {in_bytes(size)}" for name in ("host", "disk") if (size := getattr(needed, name)))
-    return f"  memory {in_bytes(needed.device)} a rank with {strategy} ({largest}{offloaded})"
+    return [f"  memory {in_bytes(needed.device)} a rank with {strategy} ({largest}{offloaded})"]
 
 
 def memory_table(point: Point, of_several: bool) -> list[str]:

@@ -6,7 +6,7 @@ step, and logs, evaluates and checkpoints where the tokens pass a multiple of th
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,9 @@ import numpy as np
 from data.batches import rank_share
 from data.records import COMPLETED, DIVERGED, PREEMPTED, RunWriter, checkpoint_folder
 from train import checkpoint
+from train.evaluation import evaluated
 from train.run import Run
-from train.step import Asked, StepResult, evaluate, optimizer_step
+from train.step import Asked, StepResult, optimizer_step
 from train.stopping import Stopping, evaluations
 
 STOP_REASONS = {COMPLETED: "budget", DIVERGED: "non-finite loss or gradient"}
@@ -79,7 +80,7 @@ def train(run: Run, life: dict[str, Any], stop_requested: Callable[[], str | Non
         if done or tokens >= next_evaluation:
             next_evaluation = next(at for at in due if at > tokens)
             with telemetry.clock("evaluation"):
-                evaluation = evaluate_held_out(run, step)
+                evaluation = evaluated(run, step)
         if evaluation or log:
             row = {
                 "step": step,
@@ -123,31 +124,6 @@ def train(run: Run, life: dict[str, Any], stop_requested: Callable[[], str | Non
 def passes(before: int, after: int, interval: float) -> bool:
     """Whether a multiple of `interval` tokens lies in (before, after]."""
     return math.floor(after / interval) > math.floor(before / interval)
-
-
-def evaluate_held_out(run: Run, step: int) -> dict[str, float]:
-    """`eval_loss` (sources weighted as in training), `eval_loss/<source>` where there are several, bits per byte; and
-    `eval_loss_<average>` of every average that has begun."""
-    loss, by_source = held_out_loss(run)
-    averaged = {}
-    for name in run.averages.begun(step):
-        with run.averages.applied(name):
-            averaged[f"eval_loss_{name}"], _ = held_out_loss(run)
-    bytes_per_token = by_weight(run, run.prepared.bytes_per_token_by_source)
-    sources = {f"eval_loss/{name}": value for name, value in by_source.items()} if len(by_source) > 1 else {}
-    return {"eval_loss": loss, "eval_bits_per_byte": loss / math.log(2) / bytes_per_token, **sources, **averaged}
-
-
-def held_out_loss(run: Run) -> tuple[float, dict[str, float]]:
-    """Of the weights that the model has now: over all sources, weighted as in training, and by source."""
-    by_source = {name: evaluate(run.engine, run.eval_batches(name)) for name in run.eval_data}
-    return by_weight(run, by_source), by_source
-
-
-def by_weight(run: Run, values: Mapping[str, float]) -> float:
-    """The mean of a value per held-out source, weighted as in training."""
-    weights = run.prepared.weights
-    return sum(weights[name] * values[name] for name in run.eval_data) / sum(weights.values())
 
 
 def restore(run: Run) -> tuple[int, float]:

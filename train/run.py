@@ -20,7 +20,8 @@ from train.checkpoint import Checkpoints
 from train.engine import Engine
 from train.model import Transformer, initialize
 from train.noise_scale import NoiseScale
-from train.shape import Shape
+from train.regression import Replicas
+from train.shape import Regression, Shape
 from train.spikes import SpikeGuard
 from train.strategies import build_fabric
 from train.telemetry import Telemetry
@@ -36,7 +37,7 @@ class Run:
     strategy: str
     """its name"""
     plan: Plan
-    shape: Shape
+    shape: Shape | Regression
     prepared: Prepared
     order: SampleOrder
     train_data: Batches
@@ -102,15 +103,14 @@ def build_run(config: Mapping[str, Any], folder: Path) -> Run:
     prepared = open_prepared(config["data"], config["tokenizer"], cache)
     plan = plan_of(config)
     length = plan.sequence_length
-    shape: Shape = instantiate(config["model"], vocab_size=config["model"].get("vocab_size") or prepared.vocab_size)
+    vocab_size = config["model"].get("vocab_size") or prepared.vocab_size
+    shape: Shape | Regression = instantiate(config["model"], vocab_size=vocab_size)
     order = sample_order(prepared, length, config["seed"], config["unique_tokens"])
 
     strategy, optimizer = instantiate(launch["strategy"]), instantiate(config["optimizer"])
     timeout = timedelta(seconds=launch["collective_timeout"])
     fabric = build_fabric(strategy, launch["accelerator"], config["precision"], config["clip_norm"], timeout)
-    model = Transformer(shape, prepared.vocab_size)
-    initialize(model, config["seed"])
-    prepare_blocks(model, launch["activation_checkpointing"], launch["compile"])
+    model = build_model(config, shape, prepared)
 
     def build_optimizer(module: nn.Module) -> Any:
         return optimizer.build(module.named_parameters(), plan, shape.growth)
@@ -141,6 +141,17 @@ def build_run(config: Mapping[str, Any], folder: Path) -> Run:
         ),
         loggers=[logger.build(folder, folder.name, dict(config))] if logger and fabric.is_global_zero else [],
     )
+
+
+def build_model(config: Mapping[str, Any], shape: Shape | Regression, prepared: Prepared) -> nn.Module:
+    """The bare model at its start, before a strategy wraps it."""
+    if isinstance(shape, Regression):
+        (source,) = (instantiate(source) for source in config["data"]["sources"].values())
+        return Replicas(source, shape)
+    model = Transformer(shape, prepared.vocab_size)
+    initialize(model, config["seed"])
+    prepare_blocks(model, config["launch"]["activation_checkpointing"], config["launch"]["compile"])
+    return model
 
 
 def held_out_batches(

@@ -156,3 +156,40 @@ class Shape:
         attention = 4 * pairs_per_token * self.n_heads * self.d_head  # scores and weighted values
         matrices = 2 * (self.n_layers * self._matrices_per_layer + self.vocab * self.d_model)
         return 3 * (matrices + self.n_layers * attention)
+
+
+@dataclass(frozen=True)
+class Regression:
+    """Linear or logistic regression, many replicas at once: what `Shape` is for transformers."""
+
+    dimension: int
+    """coordinates of a row, as the data has them"""
+    replicas: int = 1
+    """runs side by side, each on samples of its own"""
+    vocab_size: int | None = None
+    """nothing to a regression; every model is given the tokenizer's"""
+
+    growth = Growth()
+    document_mask = False
+
+    def __post_init__(self) -> None:
+        for name in ("dimension", "replicas"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1.")
+
+    @property
+    def N(self) -> int:
+        """Weights of one replica."""
+        return self.dimension
+
+    @property
+    def N_total(self) -> int:
+        return self.dimension * self.replicas
+
+    def parameters(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of the parameter of `train.regression.Replicas`."""
+        return {"weight": (self.replicas, self.dimension)}
+
+    def flops_per_token(self, sequence_length: int) -> float:
+        """Training FLOPs per row, of all replicas: prediction and gradient, a multiply and an add each."""
+        return 4.0 * self.N_total

@@ -19,7 +19,6 @@ from optim.schedules import Constant
 from scaling.wording import choices
 from train.averages import Averages
 from train.engine import TorchEngine
-from train.loop import held_out_loss
 from train.run import build_run
 
 pytestmark = pytest.mark.usefixtures("hydra_conf", "one_thread")
@@ -94,7 +93,7 @@ def test_an_average_is_evaluated_under_its_own_key_from_its_first_iterate_on(row
     assert [KEYS - row.keys() for row in evaluated] == [{"eval_loss_tail"}] * 3 + [set(), set()]
     for name, state in averaged(run).items():
         run.averages._put({(parameter, 0): value for parameter, value in state.items()})
-        loss, _ = held_out_loss(run)
+        loss = evaluated(run, 0)["eval_loss"]
         assert loss == evaluated[-1][f"eval_loss_{name}"] != evaluated[-1]["eval_loss"]
 
 
