@@ -32,7 +32,7 @@ from data.tokenizers import vocab_size_of
 from optim.groups import Group
 from optim.plan import Plan, plan_of
 from train.memory import CHECKPOINTING
-from train.shape import Regression, Shape
+from train.shape import GOES_WITH, Regression, Shape
 from train.strategies import check_optimizer
 
 NOT_IDENTITY = ("launch", "slurm", "vars", "dry_run")
@@ -317,8 +317,7 @@ def _check_regression(config: dict[str, Any], shape: Shape | Regression) -> None
     generated, target = any(isinstance(source, Generated) for source in sources), config["model"]["_target_"]
     if not generated and not isinstance(shape, Regression):
         return
-    fix = "model=linear goes with data=power_law, model=logistic with data=separable, and transformers with text"
-    _check(generated and isinstance(shape, Regression), "model._target_", target, fix)
+    _check(generated and isinstance(shape, Regression), "model._target_", target, GOES_WITH)
     whole = "a sample is one row of the problem: use 1"
     _check(config["sequence_length"] == 1, "sequence_length", config["sequence_length"], whole)
     _check(config["clip_norm"] == 0, "clip_norm", config["clip_norm"], "it would couple the replicas: use 0")

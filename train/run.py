@@ -83,7 +83,7 @@ class Run:
             "train_tokens": sum(self.prepared.sources[name].n_tokens for name in sources),
             "sequence_length": length,
             "vocab_size": self.prepared.vocab_size,
-            "unigram_loss": self.prepared.unigram_loss,
+            "unigram_loss": None if isinstance(self.shape, Regression) else self.prepared.unigram_loss,
             "data_fingerprint": self.prepared.fingerprint,
             "heldout_fingerprint": self.prepared.heldout_fingerprint,
             "tokenizer_fingerprint": self.prepared.tokenizer_fingerprint,

@@ -158,6 +158,9 @@ class Shape:
         return 3 * (matrices + self.n_layers * attention)
 
 
+GOES_WITH = "model=linear goes with data=power_law, model=logistic with data=separable, and transformers with text"
+
+
 @dataclass(frozen=True)
 class Regression:
     """Linear or logistic regression, many replicas at once: what `Shape` is for transformers."""
@@ -173,9 +176,12 @@ class Regression:
     document_mask = False
 
     def __post_init__(self) -> None:
-        for name in ("dimension", "replicas"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1.")
+        if self.dimension < 1:
+            raise ValueError(
+                f"model.dimension={self.dimension}: the data has no rows of so many coordinates. {GOES_WITH}."
+            )
+        if self.replicas < 1:
+            raise ValueError(f"model.replicas={self.replicas} must be at least 1.")
 
     @property
     def N(self) -> int:

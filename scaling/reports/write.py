@@ -37,6 +37,7 @@ from scaling.reports.page import Figure, Section, bullets, contents, escape, mat
 from scaling.reports.records import Records, Settings
 from scaling.reports.schedules import schedules
 from scaling.reports.seesaw import seesaw
+from scaling.reports.theory_check import theory_check
 
 SECTIONS: dict[str, Callable[[Records], Section]] = {
     "cbs": cbs,
@@ -49,6 +50,7 @@ SECTIONS: dict[str, Callable[[Records], Section]] = {
     "mup": mup,
     "seesaw": seesaw,
     "schedules": schedules,
+    "theory_check": theory_check,
 }
 _DEFAULT_SECTIONS = ("chinchilla",)
 _SHARPEN = "to_sharpen"  # key in a figure's file that others beside it do not have
