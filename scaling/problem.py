@@ -194,7 +194,7 @@ class Problem:
         """The rows' share of value, gradient, Hessian and metric."""
         value, slope, curvature = self.loss(np.asarray(residual.value))
         # slope / r: the curvature of the parabola that touches a symmetric loss at r and at -r from above
-        above = weight * np.where(residual.value == 0, curvature, slope / residual.value)
+        above = weight * np.divide(slope, residual.value, out=curvature + 0.0 * slope, where=residual.value != 0)
         total = np.einsum("kr,kr->k", np.broadcast_to(weight, value.shape), value)
         slope, curvature = weight * slope, weight * curvature
         first = np.zeros((len(value), p, value.shape[1]))

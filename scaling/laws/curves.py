@@ -10,12 +10,16 @@ curves and asked about other schedules.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data.files import read_yaml
+from data.records import find_run
+from optim.plan import plan_of
 from scaling import jets
 from scaling.laws.law import Column, Law, Parameter, Prior
 from scaling.laws.terms import coefficient, exponent, floor
@@ -38,6 +42,17 @@ class History:
     age: np.ndarray
 
 
+@dataclass(frozen=True)
+class Course:
+    """What one curve did: from `nodes[k]` steps on (k,), rising, `speed[k]` is what a step adds to the area, and
+    `level[k]` what changes are those of. `from_zero`: before the first node the level was 0, not the first one."""
+
+    nodes: np.ndarray
+    speed: np.ndarray
+    level: np.ndarray
+    from_zero: bool
+
+
 def history(
     run: np.ndarray,
     step: np.ndarray,
@@ -46,28 +61,38 @@ def history(
     most: int | None = None,
     level: np.ndarray | None = None,
 ) -> History:
-    """The past of every row, for rows (rows,) in any order; steps of one `run` are one curve. At most `most` changes
-    before any row: of more, neighbours are joined. `level` (rows,): what changes and rates are those of, where it is
-    not the rate that the area sums up; it rises from 0, over the warm-up or at once."""
+    """The past of every row, for rows (rows,) in any order; steps of one `run` are one curve. The rate of a row holds
+    until the next; before the first it rose, or was the first row's. At most `most` changes before any row: of more,
+    neighbours are joined. `level` (rows,): what changes and rates are those of, where it is not the rate that the area
+    sums up; it rises from 0, over the warm-up or at once."""
     from_zero, level = level is not None or warmup_steps > 0, lr if level is None else level
+    ramp = (np.arange(_WARMUP_PARTS) + 0.5) / _WARMUP_PARTS if warmup_steps else np.zeros(0)
+    risen = np.append(np.arange(len(ramp)) / _WARMUP_PARTS * warmup_steps, warmup_steps)
     order = np.lexsort((step, run))
-    areas, counts = np.zeros(len(step)), np.zeros(len(step), int)
-    parts: dict[int, tuple[np.ndarray, ...]] = {}
+    courses = {}
     for rows in np.split(order, np.flatnonzero(run[order][1:] != run[order][:-1]) + 1):
         if (np.diff(step[rows]) <= 0).any():
             raise ValueError(f"Curve {run[rows[0]]}: a step appears twice. Rows of one run_id are one curve.")
-        ramp = (np.arange(_WARMUP_PARTS) + 0.5) / _WARMUP_PARTS if warmup_steps else np.zeros(0)
-        # The rate of a node holds until the next node; before the first row of a curve it rose, or was the first row's.
-        nodes = np.concatenate([np.arange(len(ramp)) / _WARMUP_PARTS * warmup_steps, [warmup_steps], step[rows]])
-        speeds, rates = (np.concatenate([ramp * x[rows[0]], x[rows[:1]], x[rows]]) for x in (lr, level))
-        area = np.concatenate([[0.0], np.cumsum(np.diff(nodes) * speeds[:-1])])
-        change = np.diff(rates, prepend=0.0 if from_zero else rates[0])
+        speed, levels = (np.concatenate([ramp * x[rows[0]], x[rows[:1]], x[rows]]) for x in (lr, level))
+        courses[run[rows[0]]] = Course(np.append(risen, step[rows]), speed, levels, from_zero)
+    return history_along(courses, run, step, most)
+
+
+def history_along(courses: Mapping[str, Course], run: np.ndarray, step: np.ndarray, most: int | None = None) -> History:
+    """The past of every row after `step` (rows,) steps of the course of its `run` (rows,); what changes at a node acts
+    after it."""
+    areas, counts = np.zeros(len(step)), np.zeros(len(step), int)
+    parts: dict[int, tuple[np.ndarray, ...]] = {}
+    for name in dict.fromkeys(run.tolist()):
+        course = courses[name]
+        area = np.concatenate([[0.0], np.cumsum(np.diff(course.nodes) * course.speed[:-1])])
+        change = np.diff(course.level, prepend=0.0 if course.from_zero else course.level[0])
         moved = np.flatnonzero(change)
-        offset = len(nodes) - len(rows)
-        areas[rows] = area[offset:]
-        for k, row in enumerate(rows):
-            past = moved[: int(np.searchsorted(moved, offset + k))]  # what changes at a row acts after it
-            history_of = (change[past], rates[past], areas[row] - area[past], step[row] - nodes[past])
+        for row in np.flatnonzero(run == name).tolist():
+            last = max(0, int(np.searchsorted(course.nodes, step[row])) - 1)
+            areas[row] = area[last] + course.speed[last] * (step[row] - course.nodes[last])
+            past = moved[: int(np.searchsorted(course.nodes[moved], step[row]))]
+            history_of = (change[past], course.level[past], areas[row] - area[past], step[row] - course.nodes[past])
             kept = _joined(most, *history_of) if most and len(past) > most else history_of
             empty = np.zeros(0 if len(past) else 1)  # every row has a pair, also one without a past
             parts[row] = tuple(
@@ -76,6 +101,26 @@ def history(
             counts[row] = len(parts[row][0])
     joined = [np.concatenate([parts[row][i] for row in range(len(step))]) for i in range(4)]
     return History(areas, np.concatenate([[0], np.cumsum(counts)[:-1]]), *joined)
+
+
+Dynamics = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""Rates and batch sizes of steps -> what each adds to the area, and the level whose changes count."""
+
+
+def planned(folder: str, run: np.ndarray, dynamics: Dynamics) -> dict[str, Course]:
+    """The courses of recorded runs below `folder`, by their plans: every step of each."""
+    courses = {}
+    for name in dict.fromkeys(run.tolist()):
+        plan = plan_of(read_yaml(find_run(name, Path(folder)) / "config.yaml"))
+        if plan.start_tokens:
+            raise ValueError(
+                f"run {name} is a branch, whose plan begins in mid-curve: leave it out (filter=...), or follow the rows "
+                "(law.runs=null)."
+            )
+        steps = plan.steps()
+        speed, level = dynamics(steps.lr, steps.batch_size.astype(np.float64))
+        courses[name] = Course(np.arange(len(speed), dtype=np.float64), speed, level, from_zero=True)
+    return courses
 
 
 def _joined(most: int, change: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -96,6 +141,8 @@ class MultiPower(Law):
 
     warmup_steps: int = 0
     """Steps over which the rate rose linearly from 0 to that of a curve's first row, which is not earlier."""
+    runs: str | None = None
+    """Folder of the records whose plans tell the rate of every step; null: the rows do, and should be dense."""
 
     name = "Multi-power law"
     formula = "L(t) = L0 + A S1^-alpha + B sum_k (lr_k - lr_{k-1}) (1 - (1 + C lr_k^-gamma (S1(t) - S1(k)))^-beta)"
@@ -202,4 +249,8 @@ def columns_of_curves(law: Law, table: Mapping[str, Any], warmup_steps: int) -> 
 
 def _history(law: MultiPower | Annealing, table: Mapping[str, Any], most: int | None = None) -> History:
     read = columns_of_curves(law, table, law.warmup_steps)
+    if isinstance(law, MultiPower) and law.runs:
+        return history_along(
+            planned(law.runs, read["run_id"], lambda lr, _: (lr, lr)), read["run_id"], read["step"], most
+        )
     return history(read["run_id"], read["step"], read["lr"], law.warmup_steps, most)

@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from scaling.laws.curves import CHANGES, columns_of_curves, history, summed
+import numpy as np
+
+from scaling.laws.curves import CHANGES, columns_of_curves, history, history_along, planned, summed
 from scaling.laws.law import Column, Law, Parameter, Prior
 from scaling.laws.terms import exponent, floor
 
@@ -34,6 +36,8 @@ class SGDRisk(Law):
     """How the batch size enters: as for Adam, as for SGD, or not at all (the column is not read)."""
     warmup_steps: int = 0
     """Steps over which the rate rose linearly from 0 to that of a curve's first row, which is not earlier."""
+    runs: str | None = None
+    """Folder of the records whose plans tell rate and batch of every step; null: the rows do, and should be dense."""
 
     name = "SGD risk"
     formula = "L(t) = L0 + A (1 + K tau)^-alpha + noise sum_k (theta_k - theta_{k-1}) (1 - (1 + K (tau - tau_k))^-beta)"
@@ -57,22 +61,35 @@ class SGDRisk(Law):
             raise ValueError(f"batch={self.batch}: use normalized (Adam), sgd, or constant (no batch_size column).")
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps={self.warmup_steps} must be 0 or more.")
+        if self.runs and self.warmup_steps:
+            raise ValueError(f"warmup_steps={self.warmup_steps}: the plans of runs={self.runs} have their own: use 0.")
         columns = [
             Column("run_id", "which curve a row belongs to", domain="label"),
             Column("step", "optimizer steps taken, warm-up included"),
-            Column("lr", "learning rate at that step", domain="nonnegative"),
         ]
-        if self.batch != "constant":
+        if not self.runs:
+            columns.append(Column("lr", "learning rate at that step", domain="nonnegative"))
+        if self.batch != "constant" and not self.runs:
             columns.append(Column("batch_size", "batch size at that step, in sequences"))
         object.__setattr__(self, "inputs", tuple(columns))
 
     def features(self, table: Mapping[str, Any]) -> dict[str, Any]:
         read = columns_of_curves(self, table, self.warmup_steps)
-        hot = read["batch_size"] ** -_COOLING[self.batch] if "batch_size" in read else 1.0
-        fast = read["batch_size"] ** (1.0 - _COOLING[self.batch]) if "batch_size" in read else 1.0
-        speed, temperature = read["lr"] * fast, read["lr"] * hot
-        past = history(read["run_id"], read["step"], speed, self.warmup_steps, CHANGES, temperature)
+        if self.runs:
+            past = history_along(
+                planned(self.runs, read["run_id"], self._dynamics), read["run_id"], read["step"], CHANGES
+            )
+        else:
+            speed, temperature = self._dynamics(read["lr"], read.get("batch_size", np.ones(1)))
+            past = history(read["run_id"], read["step"], speed, self.warmup_steps, CHANGES, temperature)
         return {"tau": past.area, "first": past.first, "change": past.change, "gap": past.gap}
+
+    def _dynamics(self, lr: np.ndarray, batch_size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Speed and temperature of steps with these rates and batches."""
+        if self.batch == "constant":
+            return lr, lr
+        cooling = _COOLING[self.batch]
+        return lr * batch_size ** (1.0 - cooling), lr * batch_size**-cooling
 
     def predict(self, p: Mapping[str, Any], columns: Mapping[str, Any]) -> Any:
         """The loss of every row."""
@@ -81,5 +98,5 @@ class SGDRisk(Law):
         return p["L0"] + start + p["noise"] * summed(columns, settled * columns["change"])
 
 
-_COOLING = {"normalized": 0.5, "sgd": 1.0, "constant": 0.0}
-"""Temperature is lr / B to this power, speed lr B to the rest of one."""
+_COOLING = {"normalized": 0.5, "sgd": 1.0}
+"""Temperature is lr / B^this, speed lr B^(1 - this)."""

@@ -74,7 +74,7 @@ def _learned(runs: pd.DataFrame) -> list[str]:
     worst = f"the worst held-out loss is {losses.max():.3f} nats against a unigram entropy of {unigram:.3f}"
     idle = int((losses >= unigram).sum())
     if idle:
-        return [f"{idle} of {len(losses)} models learned no more than token frequencies: {worst}; they bend any law."]
+        return [f"{idle} of {len(losses)} models end no better than token frequencies: {worst}; they bend any law."]
     return [f"Every model learned: {worst}."]
 
 

@@ -27,6 +27,7 @@ from scaling.reports import tables
 from scaling.reports.cbs import cbs
 from scaling.reports.cbs_branched import cbs_branched
 from scaling.reports.chinchilla import chinchilla
+from scaling.reports.curve_transfer import curve_transfer
 from scaling.reports.data_repetition import data_repetition
 from scaling.reports.hyperparameters import hyperparameters
 from scaling.reports.isoflop import isoflop
@@ -50,6 +51,7 @@ SECTIONS: dict[str, Callable[[Records], Section]] = {
     "mup": mup,
     "seesaw": seesaw,
     "schedules": schedules,
+    "curve_transfer": curve_transfer,
     "theory_check": theory_check,
 }
 _DEFAULT_SECTIONS = ("chinchilla",)
