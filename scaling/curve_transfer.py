@@ -76,7 +76,8 @@ def _plan(schedule: str, ramp: str) -> str:
 
 def _rows(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     """run_id, plan, fitted, seed, step, tokens, lr, batch_size and held-out loss of every evaluation after warm-up."""
-    facts = runs[["run_id", "plan", "seed"]].assign(begins=_BEGINS * pd.to_numeric(runs["warmup_tokens"]))
+    warmup = pd.to_numeric(runs["warmup_tokens"]).fillna(pd.to_numeric(runs["total_tokens"]) / 20)  # as plan_of has it
+    facts = runs[["run_id", "plan", "seed"]].assign(begins=_BEGINS * warmup)
     known = curves.loc[curves["eval_loss"].notna(), ["run_id", "step", "tokens", "lr", "batch_size", "eval_loss"]]
     table = known.merge(facts, on="run_id")
     table = table[table["tokens"] >= table["begins"]].rename(columns={"eval_loss": "loss"})

@@ -114,8 +114,8 @@ def planned(folder: str, run: np.ndarray, dynamics: Dynamics) -> dict[str, Cours
         plan = plan_of(read_yaml(find_run(name, Path(folder)) / "config.yaml"))
         if plan.start_tokens:
             raise ValueError(
-                f"run {name} is a branch, whose plan begins in mid-curve: leave it out (filter=...), or follow the rows "
-                "(law.runs=null)."
+                f"run {name} is a branch, whose plan begins in mid-curve: leave it out (filter=...), or follow the "
+                "rows (law.runs=null)."
             )
         steps = plan.steps()
         speed, level = dynamics(steps.lr, steps.batch_size.astype(np.float64))

@@ -50,8 +50,8 @@ def curve_transfer(records: Records) -> Section:
     text = (
         f"Both laws are fitted to the held-out losses of {' and '.join(FITTED)} after twice the warm-up, and follow "
         "each run's own plan step by step. The error of a run is the mean of |predicted / measured - 1| over its "
-        "evaluations; at the end it has a sign. Seeds: the standard deviation of final losses over seeds, relative. The "
-        "multi-power law knows no batch size, so a ramp is to it a schedule of the rate alone."
+        "evaluations; at the end it has a sign. Seeds: the standard deviation of final losses over seeds, relative. "
+        "The multi-power law knows no batch size, so a ramp is to it a schedule of the rate alone."
     )
     header = ["law", "plan", "fitted to", "runs", "mean error", "error at the end", "seeds"]
     rows = [
