@@ -247,8 +247,16 @@ def resolve(config: dict[str, Any], overrides: list[str]) -> Point:
 
 
 def plan_alone(overrides: Sequence[str], config_name: str) -> Plan:
-    """The plan of one point, whatever its model and data are."""
-    return plan_of(_typed(compose_config(overrides, config_name)))
+    """The plan of one point, whatever its model and data are. ValueError for a branch, and for sequences of rows."""
+    config = _typed(compose_config(overrides, config_name))
+    _check(
+        config["parent"] is None,
+        "parent",
+        config["parent"],
+        "a branch has no plan of its own from the start: leave it out",
+    )
+    _check(config["sequence_length"] == 1, "sequence_length", config["sequence_length"], "a token is a row here: use 1")
+    return plan_of(config)
 
 
 def _typed(config: dict[str, Any]) -> dict[str, Any]:
@@ -317,10 +325,18 @@ def _check_regression(config: dict[str, Any], shape: Shape | Regression) -> None
     generated, target = any(isinstance(source, Generated) for source in sources), config["model"]["_target_"]
     if not generated and not isinstance(shape, Regression):
         return
-    _check(generated and isinstance(shape, Regression), "model._target_", target, GOES_WITH)
+    (source,) = sources if generated and len(sources) == 1 else (None,)
+    own = isinstance(shape, Regression) and isinstance(source, Generated) and shape.loss == source.loss
+    _check(own, "model._target_", target, GOES_WITH)
+    assert isinstance(shape, Regression) and isinstance(source, Generated)
+    _check(shape.dimension == source.dimension, "model.dimension", shape.dimension, f"rows have {source.dimension}")
     whole = "a sample is one row of the problem: use 1"
     _check(config["sequence_length"] == 1, "sequence_length", config["sequence_length"], whole)
     _check(config["clip_norm"] == 0, "clip_norm", config["clip_norm"], "it would couple the replicas: use 0")
+    _check(config["z_loss"] == 0, "z_loss", config["z_loss"], "a regression has none: use 0")
+    _check(
+        config["spike_guard"] is None, "spike_guard", config["spike_guard"], "it would couple the replicas: use none"
+    )
     _check(config["precision"] == "float32", "precision", config["precision"], "use float32, for an exact comparison")
     name = instantiate(config["launch"]["strategy"]).name
     _check(name in ("single", "ddp"), "launch.strategy.name", name, "a regression takes strategy=single or ddp")

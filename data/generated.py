@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +28,16 @@ ENDLESS = 2**40
 
 
 class Generated:
-    """A source whose rows follow from their index. `samples`: how many there are before they repeat. `loss_at_start`:
-    the mean loss of w = 0."""
+    """A source whose rows follow from their index. `samples`: how many there are before they repeat. `loss`: square
+    or logistic; `loss_at_start`: its mean at w = 0."""
 
     dimension: int
     samples: int
+    loss: str
     loss_at_start: float
 
     def identity(self) -> dict[str, Any]:
         raise NotImplementedError
-
-    def signature(self) -> list[Any]:
-        return []
-
-    def documents(self) -> Iterator[str]:
-        raise ValueError("a problem with a known answer has no text: train it with model=linear or model=logistic.")
 
     def draw(self, index: Int, replicas: int) -> tuple[Floats, Floats]:
         """Rows x (n, replicas, d) and answers y (n, replicas) of the indices (n,)."""
@@ -55,7 +49,7 @@ class PowerLaw(Generated):
 
     def __init__(self, dimension: int, a: float, b: float, noise_variance: float) -> None:
         self.problem: LinearProblem = power_law(dimension, a, b, noise_variance)
-        self.dimension, self.samples = dimension, ENDLESS
+        self.dimension, self.samples, self.loss = dimension, ENDLESS, "square"
         self.loss_at_start = (self.problem.initial_risk + noise_variance) / 2
         self._identity = {"dimension": dimension, "a": a, "b": b, "noise_variance": noise_variance}
 
@@ -75,7 +69,8 @@ class Separable(Generated):
 
     def __init__(self, samples: int, dimension: int, margin: float, seed: int) -> None:
         self.problem: LogisticProblem = separable(samples, dimension, margin, seed)
-        self.dimension, self.samples, self.loss_at_start = dimension, samples, float(np.log(2.0))
+        self.dimension, self.samples = dimension, samples
+        self.loss, self.loss_at_start = "logistic", float(np.log(2.0))
         self._identity = {"samples": samples, "dimension": dimension, "margin": margin, "seed": seed}
 
     def identity(self) -> dict[str, Any]:

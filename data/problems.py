@@ -43,6 +43,8 @@ class LinearProblem:
         for name in ("noise_variance", "approximation_error"):
             if not 0 <= getattr(self, name) < np.inf:
                 raise ValueError(f"{name}={getattr(self, name)} must be 0 or more, and finite.")
+        eigenvalues.setflags(write=False)
+        target.setflags(write=False)
         object.__setattr__(self, "eigenvalues", eigenvalues)
         object.__setattr__(self, "target", target)
 
@@ -101,10 +103,10 @@ def power_law(dimension: int, a: float, b: float, noise_variance: float) -> Line
 
     Both exceed 1, so that variance and risk stay finite as the dimension grows (Lin et al., arXiv:2406.08466).
     """
-    if dimension < 1:
-        raise ValueError(f"dimension={dimension} must be at least 1.")
+    if dimension < 1 or dimension != int(dimension):
+        raise ValueError(f"dimension={dimension} must be a whole number, at least 1.")
     for name, value, sums in (("a", a, "the eigenvalues i^-a"), ("b", b, "the risks i^-b")):
         if not 1 < value < np.inf:
             raise ValueError(f"{name}={value}: {sums} do not sum. Use more than 1.")
-    i = np.arange(1, dimension + 1, dtype=np.float64)
+    i = np.arange(1, int(dimension) + 1, dtype=np.float64)
     return LinearProblem(i**-a, i ** ((a - b) / 2), noise_variance)

@@ -110,6 +110,9 @@ def end_with_parent() -> None:
 # ---------------------------------------------------------------------------------------------------- writing
 
 
+_KEPT = ("eval_", "excess_risk")  # what a summary keeps of the last row
+
+
 class RunWriter:
     """Writes the record of one run from one process (rank 0), while it holds `lock_run`.
 
@@ -149,7 +152,7 @@ class RunWriter:
             return {}
         last = self._rows[-1]
         losses = [row["loss"] for row in self._rows if row["tokens"] > 0.9 * last["tokens"]]
-        kept = {key: last[key] for key in last if key in ("tokens", "flops", "seconds") or key.startswith("eval_")}
+        kept = {key: last[key] for key in last if key in ("tokens", "flops", "seconds") or key.startswith(_KEPT)}
         return {"loss": sum(losses) / len(losses), "steps": last["step"], **kept}
 
     def close(self, status: str, stop_reason: str, final: Mapping[str, Any]) -> None:

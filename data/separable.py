@@ -29,6 +29,8 @@ class LogisticProblem:
             raise ValueError(f"rows must be finite numbers of shape (samples, dimension), not {rows.shape}.")
         if labels.shape != rows.shape[:1] or not (np.abs(labels) == 1).all():
             raise ValueError(f"labels must be -1 or 1, one for each of the {len(rows)} rows: write 0 as -1.")
+        rows.setflags(write=False)
+        labels.setflags(write=False)
         object.__setattr__(self, "rows", rows)
         object.__setattr__(self, "labels", labels)
 

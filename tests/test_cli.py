@@ -69,6 +69,12 @@ def test_exact_risks_of_plans_are_shown_without_training(fulcrum, tmp_path):
     easy, hard = json.loads(problems.stdout)["plans"]
     assert easy["plan"] == "problem.a=1.2" and easy["risk"] != hard["risk"]
     assert (tmp_path / "risk.svg").exists() and not (tmp_path / "runs").exists()
+    for refused, message in (
+        (["parent.tokens=500"], "a branch has no plan of its own"),
+        (["sequence_length=16"], "sequence_length=16: a token is a row"),
+    ):
+        result = fulcrum("theory", *refused)
+        assert result.returncode == 1 and message in result.stderr and "Traceback" not in result.stderr
     unstable = fulcrum("theory", "peak_lr=3")
     assert unstable.returncode == 1 and "is unstable" in unstable.stderr and "Traceback" not in unstable.stderr
 

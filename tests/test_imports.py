@@ -33,6 +33,7 @@ TORCH_FREE = [
     "scaling.commands",
     "scaling.theory.show",
     "data.problems",
+    "data.generated",
     "data.separable",
     "slurm.launcher",
     "slurm.commands",
@@ -54,9 +55,18 @@ MAY_IMPORT = {
     "optim": {"optim"},
     "train": {"train", "data", "optim"},
     "scaling": {"scaling", "data", "optim", "train.shape"},
-    "conf": {"conf", "data.descents", "data.files", "data.records", "data.tokenizers", "optim"}
+    "conf": {"conf", "data.descents", "data.files", "data.generated", "data.records", "data.tokenizers", "optim"}
     | {"train.shape", "train.memory", "train.strategies"},
-    "slurm": {"slurm", "conf", "data", "optim.plan", "scaling.plans", "scaling.theory.show", "train.memory"},
+    "slurm": {
+        "slurm",
+        "conf",
+        "data",
+        "optim.plan",
+        "scaling.plans",
+        "scaling.theory.show",
+        "train.memory",
+        "train.shape",
+    },
     "hydra_plugins": {"hydra_plugins", "slurm", "conf"},
 }
 

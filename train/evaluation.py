@@ -11,8 +11,8 @@ _OF_AVERAGES = ("eval_loss", "excess_risk", "excess_risk_error")
 
 
 def evaluated(run: Run, step: int) -> dict[str, float]:
-    """`eval_loss` and what else there is to measure, and the same of every average that has begun, as
-    `eval_loss_<average>`."""
+    """`eval_loss` and what else there is to measure; of every average that has begun `eval_loss_<average>`, and its
+    risk where that is known."""
     found = _measured(run)
     averaged: dict[str, float] = {}
     for name in run.averages.begun(step):

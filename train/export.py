@@ -83,6 +83,8 @@ def export(run: Path, out: Path, tokens: int | None = None, average: str | None 
     if not identity:
         raise ValueError(f"{run} has no run.json, which says how large its vocabulary is: restore it.")
     vocab_size = identity["vocab_size"]
+    if not config["model"]["_target_"].endswith(".Shape"):
+        raise ValueError(f"run={run}: only transformers are exported, not {config['model']['_target_']}.")
     shape: Shape = instantiate(config["model"], vocab_size=config["model"].get("vocab_size") or vocab_size)
     if layout == "llama":
         architecture(shape)  # what does not fit is said before anything large is read

@@ -37,8 +37,8 @@ class Replicas(nn.Module):
         x, y = self.source.draw(rows_B1[:, 0].cpu().numpy(), len(self.weight))
         x_BRD, y_BR = (torch.from_numpy(values).to(self.weight) for values in (x, y))
         predicted_BR = torch.einsum("brd,rd->br", x_BRD, self.weight)
-        linear = isinstance(self.source, PowerLaw)
-        loss_BR = (predicted_BR - y_BR).square() / 2 if linear else F.softplus(-y_BR * predicted_BR)
+        square = self.source.loss == "square"
+        loss_BR = (predicted_BR - y_BR).square() / 2 if square else F.softplus(-y_BR * predicted_BR)
         objective = torch.where(targets_B1 != IGNORED, loss_BR, 0).sum()
         loss = objective.detach() / len(self.weight)
         return objective, loss, torch.zeros_like(loss)
@@ -46,13 +46,13 @@ class Replicas(nn.Module):
     @torch.no_grad()
     def measured(self) -> dict[str, float]:
         """`eval_loss`, the mean over replicas of the expected loss (linear) or of that on all rows (logistic), and of a
-        linear problem `excess_risk` and its standard error over replicas, `excess_risk_error`."""
+        linear problem `excess_risk` and, of several, its standard error over replicas, `excess_risk_error`."""
         weight_RD = self.weight.double().cpu().numpy()
         if not isinstance(self.source, PowerLaw):
             x, y = self.source.draw(np.arange(self.source.samples), 1)
             return {"eval_loss": float(np.logaddexp(0.0, -y * (x[:, 0] @ weight_RD.T)).mean())}
         problem = self.source.problem
         risk_R = (weight_RD - problem.target) ** 2 @ problem.eigenvalues
-        error = risk_R.std(ddof=1) / len(risk_R) ** 0.5 if len(risk_R) > 1 else np.nan
         loss = (risk_R.mean() + problem.noise_variance) / 2
-        return {"eval_loss": float(loss), "excess_risk": float(risk_R.mean()), "excess_risk_error": float(error)}
+        error = {"excess_risk_error": float(risk_R.std(ddof=1) / len(risk_R) ** 0.5)} if len(risk_R) > 1 else {}
+        return {"eval_loss": float(loss), "excess_risk": float(risk_R.mean()), **error}

@@ -1,4 +1,4 @@
-"""The shape of a decoder-only transformer: parameters and FLOPs, exact and without torch.
+"""The shape of a decoder-only transformer, or of a regression: parameters and FLOPs, exact and without torch.
 
     Shape(d_model=768, n_layers=12, n_heads=12, d_ff=3072, vocab_size=1024)
         .N, .N_total                       parameters without / with embedding and output head
@@ -167,6 +167,8 @@ class Regression:
 
     dimension: int
     """coordinates of a row, as the data has them"""
+    loss: str
+    """square (half-square loss of linear regression) or logistic"""
     replicas: int = 1
     """runs side by side, each on samples of its own"""
     vocab_size: int | None = None
@@ -180,6 +182,8 @@ class Regression:
             raise ValueError(
                 f"model.dimension={self.dimension}: the data has no rows of so many coordinates. {GOES_WITH}."
             )
+        if self.loss not in ("square", "logistic"):
+            raise ValueError(f"model.loss={self.loss!r} is unknown: use square or logistic.")
         if self.replicas < 1:
             raise ValueError(f"model.replicas={self.replicas} must be at least 1.")
 

@@ -81,6 +81,10 @@ def _not_checked(config: Mapping[str, Any], run: pd.Series) -> str:
         return "it was not trained on data=power_law"
     if run["status"] != "completed":
         return f"it is {run['status']}"
+    if config.get("parent"):
+        return "it is a branch, which does not start at w = 0"
+    if config.get("unique_tokens") or config.get("spike_guard"):
+        return "unique_tokens shows it rows again, or its spike guard may leave updates out"
     if config["model"]["replicas"] < 2:
         return "one replica has no standard error"
     if optimizer["_target_"] != _SGD or optimizer.get("momentum"):

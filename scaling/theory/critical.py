@@ -37,51 +37,62 @@ def critical_batch_size(
 ) -> float:
     """The batch (rows, a real number) that needs 1 + `overhead` times the samples of `smallest` to reach `target_risk`.
 
-    `overhead=1` is the batch at which twice the samples are needed. Infinite where no batch needs so many more.
-    ValueError where the target is above the risk at the start, or not above what the features can reach.
+    `overhead=1` is the batch at which twice the samples are needed. ValueError where the target is above the risk at
+    the start, or below what can be reached.
     """
-    check_batch_size(smallest)
-    if not overhead > 0:
-        raise ValueError(f"overhead={overhead} must be positive: a share of the samples, as 0.2.")
-    if not problem.approximation_error < target_risk < problem.initial_risk:
-        raise ValueError(
-            f"target_risk={target_risk:g} must lie between the approximation error {problem.approximation_error:g} and "
-            f"the risk at the start, {problem.initial_risk:g}."
-        )
+    _check(overhead, smallest)
     allowed = (1.0 + overhead) * smallest * steps_to(problem, smallest, target_risk).value
 
     def excess(log_batch: float) -> float:
         batch = float(np.exp(log_batch))
         return float(np.log(batch * steps_to(problem, batch, target_risk).value / allowed))
 
-    low = high = np.log(smallest)
-    while excess(high) < 0:
-        low, high = high, high + np.log(4.0)
-        if np.exp(high) > allowed:  # a single step
-            return np.inf
-    return float(np.exp(brentq(excess, low, high, xtol=1e-4)))
+    found = _crossing(excess, float(np.log(smallest)), float(np.log(allowed)))  # there one step is too much
+    assert found is not None
+    return found
 
 
 def critical_batch_size_at(
     problem: LinearProblem, samples: float, overhead: float = 0.2, smallest: float = 1.0
 ) -> float:
-    """The batch (rows) whose best risk after `samples` rows is 1 + `overhead` times that of `smallest`."""
-    check_batch_size(smallest)
+    """The batch (rows) whose best risk after `samples` rows is 1 + `overhead` times that of `smallest`; infinite where
+    that of a single step on all of them is not."""
+    _check(overhead, smallest)
+    if not smallest <= samples < np.inf:
+        raise ValueError(f"samples={samples} must be at least smallest={smallest}, and finite.")
     allowed = (1.0 + overhead) * best_risk(problem, smallest, samples).value
 
     def excess(log_batch: float) -> float:
         return float(np.log(best_risk(problem, float(np.exp(log_batch)), samples).value / allowed))
 
-    low = high = np.log(smallest)
+    found = _crossing(excess, float(np.log(smallest)), float(np.log(samples)))
+    return np.inf if found is None else found
+
+
+def _check(overhead: float, smallest: float) -> None:
+    check_batch_size(smallest)
+    if not 0 < overhead < np.inf:
+        raise ValueError(f"overhead={overhead} must be positive: a share of the samples, as 0.2.")
+
+
+def _crossing(excess: Callable[[float], float], low: float, last: float) -> float | None:
+    """The batch at which `excess` of its logarithm rises above 0, looked for from `low` to `last`; None: nowhere."""
+    high = low
     while excess(high) < 0:
-        low, high = high, high + np.log(4.0)
-        if np.exp(high) > samples:
-            return np.inf
-    return float(np.exp(brentq(excess, low, high, xtol=1e-4)))
+        if high >= last:
+            return None
+        low, high = high, min(high + float(np.log(4.0)), last)
+    return float(np.exp(brentq(excess, low, high, xtol=1e-4))) if high > low else float(np.exp(low))
 
 
 def steps_to(problem: LinearProblem, batch_size: float, target_risk: float) -> Tuned:
     """Fewest steps (a real number) after which the mean of the second half's iterates has `target_risk`, over rates."""
+    check_batch_size(batch_size)
+    if not problem.approximation_error < target_risk < problem.initial_risk:
+        raise ValueError(
+            f"target_risk={target_risk:g} must lie between the approximation error {problem.approximation_error:g} and "
+            f"the risk at the start, {problem.initial_risk:g}."
+        )
     wanted = np.log(target_risk - problem.approximation_error)
 
     def steps(stage: Stage) -> float:
@@ -95,7 +106,12 @@ def steps_to(problem: LinearProblem, batch_size: float, target_risk: float) -> T
                 return np.inf
         return float(np.exp(brentq(above, max(high - np.log(4.0), 0.0), high, xtol=1e-6))) if high else 1.0
 
-    return _tuned(problem, batch_size, steps)
+    found = _tuned(problem, batch_size, steps)
+    if not np.isfinite(found.value):
+        raise ValueError(
+            f"target_risk={target_risk:g} is not reached in {_MOST_STEPS:.2g} steps: ask for a larger one."
+        )
+    return found
 
 
 def best_risk(problem: LinearProblem, batch_size: float, samples: float) -> Tuned:
@@ -127,6 +143,8 @@ def _tuned(problem: LinearProblem, batch_size: float, value: Callable[[Stage], f
 
     grid = np.linspace(np.log(_SLOWEST), np.log(0.98), 12)
     values = np.array([of(x) for x in grid])
+    if not np.isfinite(values).any():
+        return Tuned(limit, np.inf)
     k = int(np.argmin(values))
     found = minimize_scalar(
         of, bounds=(grid[max(k - 1, 0)], grid[min(k + 1, 11)]), method="bounded", options={"xatol": 1e-3}

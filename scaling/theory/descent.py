@@ -30,6 +30,7 @@ from scaling.theory.equivalents import (
     spectral_equivalent,
 )
 from scaling.theory.sgd import asked_steps
+from scaling.theory.stability import check_rates
 from scaling.theory.stages import powers, sums
 
 
@@ -190,9 +191,7 @@ def _schedule(lr: ArrayLike, steps: int | None) -> tuple[Floats, int]:
 
 
 def _check_rates(lr: Floats, largest: float) -> None:
-    wrong = ~(np.isfinite(lr) & (lr >= 0))
-    if wrong.any():
-        raise ValueError(f"lr={lr[wrong].ravel()[0]}: a learning rate must be 0 or more, and finite.")
+    check_rates(lr)
     if (lr * largest >= 2.0).any():
         raise ValueError(
             f"lr={lr.max():.6g} is unstable: the largest eigenvalue is {largest:.6g}, so gradient descent diverges "

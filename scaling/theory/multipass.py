@@ -21,7 +21,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 
 from data.problems import Floats, LinearProblem
 from scaling.theory.sgd import asked_steps, schedule_of
-from scaling.theory.stability import check_batch_size
+from scaling.theory.stability import check_batch_size, check_rates
 
 
 class MultipassRisk(NamedTuple):
@@ -155,8 +155,7 @@ def _limit(data: _DataSet, share: float) -> float:
 
 def _check_stable(data: _DataSet, lr: Floats, batch_size: Floats, share: Floats) -> None:
     """The limit is computed only for the batch sizes of rates above one that is surely stable."""
-    if not (np.isfinite(lr).all() and (lr >= 0).all()):
-        raise ValueError(f"lr={lr[~(np.isfinite(lr) & (lr >= 0))][0]}: a learning rate must be 0 or more, and finite.")
+    check_rates(lr)
     longest = (data.coordinates**2).sum(1).max()
     suspect = lr * ((1.0 - share) * data.curvature.max() + share * longest) >= 2.0
     unstable = []

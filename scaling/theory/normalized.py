@@ -13,7 +13,7 @@ from data.problems import Floats, LinearProblem
 from optim.plan import Plan
 from scaling.theory.modes import exact_modes
 from scaling.theory.sgd import asked_steps, schedule_of
-from scaling.theory.stability import check_batch_size
+from scaling.theory.stability import check_batch_size, check_rates
 
 
 def normalized_sgd_risk(
@@ -34,6 +34,7 @@ def normalized_sgd_risk(
     """
     run = schedule_of(lr, batch_size, steps, plan)
     check_batch_size(run.batch_size)
+    check_rates(run.lr)
     asked = asked_steps(at, len(run.lr))
     if noise_only and problem.noise_variance == 0:
         raise ValueError("noise_variance=0: without noise there is nothing to divide by. Use noise_only=False.")

@@ -33,10 +33,14 @@ class Phases:
         for name, least in (("lr_cut", 1.0), ("batch_growth", 1.0), ("batch_size", 1.0)):
             if not least <= getattr(self, name) < np.inf:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least:g}.")
-        if not self.samples or min(self.samples) <= 0:
+        if not self.samples or not np.isfinite(self.samples).all() or min(self.samples) <= 0:
             raise ValueError(f"samples={self.samples}: give the rows of every phase, all positive.")
-        if self.samples[0] < self.batch_size:
-            raise ValueError(f"samples={self.samples}: the first phase has not one batch of {self.batch_size} rows.")
+        if not 0 <= self.lr < np.inf:
+            raise ValueError(f"lr={self.lr}: a learning rate must be 0 or more, and finite.")
+        short = self.samples < self.batches
+        if short.any():
+            k = int(np.argmax(short))
+            raise ValueError(f"samples={self.samples[k]:g} of phase {k} are not one batch of {self.batches[k]:g} rows.")
 
     @property
     def rates(self) -> Floats:
@@ -48,10 +52,11 @@ class Phases:
 
     @property
     def steps(self) -> np.ndarray:
-        """Whole steps of each phase (phases,), maybe none; what a phase leaves over is made up for in the next."""
+        """Whole steps of each phase (phases,), at least one. What a phase leaves over, at most half a batch, is made up
+        for in the next."""
         left, steps = 0.0, []
         for rows, batch in zip(self.samples, self.batches, strict=True):
-            steps.append(max(0, round((rows + left) / batch)))
+            steps.append(max(1, round((rows + left) / batch)))
             left += rows - steps[-1] * batch
         return np.array(steps)
 

@@ -94,10 +94,8 @@ def sgd_risk(
     """
     run = schedule_of(lr, batch_size, steps, plan)
     asked = asked_steps(at, len(run.lr))
-    if not weight_decay >= 0:
-        raise ValueError(f"weight_decay={weight_decay} must be 0 or more.")
     different = slice(1) if run.constant else slice(None)
-    check_stable(problem, run.lr[different], run.batch_size[different], kurtosis)
+    check_stable(problem, run.lr[different], run.batch_size[different], kurtosis, weight_decay)
 
     def curve(modes: Modes) -> Floats:
         return _curve(modes, run, asked.ravel(), average, weight_decay, kurtosis)
@@ -110,15 +108,16 @@ def _curve(
     modes: Modes, run: Schedule, asked: np.ndarray, average: Average | None, weight_decay: float, kurtosis: float
 ) -> Floats:
     """Risks after `asked` steps (asked,)."""
+    last = int(asked.max(initial=0))
     if average is not None:
         if isinstance(average, Tail) and run.constant and not weight_decay and _jumps(modes, len(run.lr)):
             return _tail_average(modes, run, asked, average, kurtosis)
-        weights = average.weights(run.seen)
-        return plain(modes, run.lr, run.batch_size, weights, weight_decay, kurtosis)[asked]
+        weights = average.weights(run.seen)[:last]
+        return plain(modes, run.lr[:last], run.batch_size[:last], weights, weight_decay, kurtosis)[asked]
     if weight_decay:
-        return plain(modes, run.lr, run.batch_size, None, weight_decay, kurtosis)[asked]
+        return plain(modes, run.lr[:last], run.batch_size[:last], None, weight_decay, kurtosis)[asked]
     risks, r = np.empty(len(asked)), modes.r
-    for begin, end, equal in _stretches(run, int(asked.max(initial=0)), _worth(modes)):
+    for begin, end, equal in _stretches(run, last, _worth(modes)):
         here = (asked >= begin) & (asked <= end)
         if equal:
             states = Stage(modes, run.lr[begin], run.batch_size[begin], kurtosis).after(

@@ -29,30 +29,42 @@ class NoiseScales(NamedTuple):
 
 def check_batch_size(batch_size: float | Floats) -> None:
     """ValueError below 1."""
-    smallest = np.min(batch_size)
+    smallest = np.min(np.asarray(batch_size, dtype=np.float64), initial=np.inf)
     if not smallest >= 1:
         raise ValueError(f"batch_size={smallest:g} must be at least 1 row.")
 
 
-def noise_gain(problem: LinearProblem, lr: float, batch_size: float, kurtosis: float = 3.0) -> float:
+def check_rates(lr: Floats) -> None:
+    """ValueError for rates that are negative or not finite."""
+    bad = ~(np.isfinite(lr) & (lr >= 0))
+    if bad.any():
+        raise ValueError(f"lr={lr[bad].ravel()[0]}: a learning rate must be 0 or more, and finite.")
+
+
+def noise_gain(
+    problem: LinearProblem, lr: float, batch_size: float, kurtosis: float = 3.0, weight_decay: float = 0.0
+) -> float:
     """rho; infinite where a coordinate alone does not converge. Without a step it is 0."""
-    lost = _lost(problem.eigenvalues, lr, batch_size, kurtosis)
+    l = problem.eigenvalues
+    pull = l + weight_decay
+    lost = 2.0 * pull - lr * (pull**2 + (kurtosis - 2.0) / batch_size * l**2)  # (1 - D_i) / lr
     if not (lost > 0).all():
         return np.inf if lr > 0 else 0.0
-    return float(np.sum(lr * problem.eigenvalues / batch_size / lost))
+    return float(np.sum(lr * l**2 / batch_size / lost))
 
 
-def max_stable_lr(problem: LinearProblem, batch_size: float, kurtosis: float = 3.0) -> float:
-    """The rate from which on the mean risk grows without bound: the root of rho = 1, below where D_1 = 1."""
+def max_stable_lr(problem: LinearProblem, batch_size: float, kurtosis: float = 3.0, weight_decay: float = 0.0) -> float:
+    """The rate from which on the mean risk grows without bound: the root of rho = 1, below where some D_i = 1."""
     check_batch_size(batch_size)
-    if not kurtosis >= 1:
-        raise ValueError(f"kurtosis={kurtosis} must be at least 1: E z^4 of a coordinate with E z^2 = 1.")
-    share = (1.0 + (kurtosis - 2.0) / batch_size) * problem.eigenvalues.max()
-    alone = 2.0 / share if share > 0 else np.inf  # D_1 = 1
-    at_most = min(alone * (1 - 1e-15), 2.0 * batch_size / problem.eigenvalues.sum())  # where rho is at least 1
+    _check_moments(kurtosis, weight_decay)
+    l = problem.eigenvalues
+    pull = l + weight_decay
+    share = pull**2 + (kurtosis - 2.0) / batch_size * l**2
+    alone = np.min(np.where(share > 0, 2.0 * pull / np.where(share > 0, share, 1.0), np.inf))
+    at_most = min(alone * (1 - 1e-15), 2.0 * batch_size / np.sum(l**2 / pull))  # where rho is at least 1
 
     def above(lr: float) -> float:
-        return 1.0 - 1.0 / noise_gain(problem, lr, batch_size, kurtosis)
+        return 1.0 - 1.0 / noise_gain(problem, lr, batch_size, kurtosis, weight_decay)
 
     if above(at_most) <= 0.0:  # only to rounding
         return float(at_most)
@@ -66,25 +78,35 @@ def stationary_risk(problem: LinearProblem, lr: float, batch_size: float, kurtos
     return problem.noise_variance * gain / (1.0 - gain) + problem.approximation_error
 
 
-def check_stable(problem: LinearProblem, lr: Floats, batch_size: Floats, kurtosis: float = 3.0) -> None:
+def check_stable(
+    problem: LinearProblem, lr: Floats, batch_size: Floats, kurtosis: float = 3.0, weight_decay: float = 0.0
+) -> None:
     """ValueError that names the first step whose rate is too large for its batch, and the largest that is not."""
     check_batch_size(batch_size)
-    if not (np.isfinite(lr).all() and (lr >= 0).all()):
-        raise ValueError(f"lr={lr[~(np.isfinite(lr) & (lr >= 0))][0]}: a learning rate must be 0 or more, and finite.")
-    unstable = []
-    share = (1.0 + (kurtosis - 2.0) / batch_size) * problem.eigenvalues.max()
-    if (lr * (problem.eigenvalues.sum() / batch_size + share) < 2.0).all():  # enough, and no root to be found
+    check_rates(lr)
+    _check_moments(kurtosis, weight_decay)
+    l = problem.eigenvalues
+    share = (1.0 + (kurtosis - 2.0) / batch_size) * l.max()
+    if not weight_decay and (lr * (l.sum() / batch_size + share) < 2.0).all():  # enough, and no root to be found
         return
+    unstable = []
     for batch in np.unique(batch_size):
-        limit = max_stable_lr(problem, batch, kurtosis)
+        limit = max_stable_lr(problem, batch, kurtosis, weight_decay)
         steps = np.flatnonzero((batch_size == batch) & (lr >= limit))
         unstable += [(int(steps[0]), limit)] if len(steps) else []
     if unstable:
         step, limit = min(unstable)
         raise ValueError(
-            f"lr={lr[step]:.6g} at step {step} is unstable: with batch_size={batch_size[step]:g} the mean risk grows "
-            f"without bound from lr={limit:.6g} on. Use a smaller rate or a larger batch."
+            f"lr={lr[step]:.6g} at step {step} is unstable: repeated with batch_size={batch_size[step]:g}, the mean "
+            f"risk grows without bound from lr={limit:.6g} on. Use a smaller rate or a larger batch."
         )
+
+
+def _check_moments(kurtosis: float, weight_decay: float) -> None:
+    if not 1 <= kurtosis < np.inf:
+        raise ValueError(f"kurtosis={kurtosis} must be at least 1, and finite: E z^4 of a coordinate with E z^2 = 1.")
+    if not 0 <= weight_decay < np.inf:
+        raise ValueError(f"weight_decay={weight_decay} must be 0 or more, and finite.")
 
 
 def squared_gradient(problem: LinearProblem, c: Floats, batch_size: float) -> float:
@@ -107,8 +129,3 @@ def noise_scales(problem: LinearProblem, c: Floats | None = None, batch_size: fl
         preconditioned=(curved + outside * float(l @ l)) / curved if curved else np.inf,
         variance_share=noise / squared_gradient(problem, c, batch_size),
     )
-
-
-def _lost(l: Floats, lr: float, batch_size: float, kurtosis: float) -> Floats:
-    """(1 - D_i) / (lr l_i)."""
-    return 2.0 - (1.0 + (kurtosis - 2.0) / batch_size) * lr * l

@@ -78,19 +78,17 @@ class Stage:
         """
         assert self.coupled.all()
         lost, basis = self.eigen
-        source = self.modes.noise * self.beta * (basis.T @ self.root)
-        settled = source / lost
-        moving = basis.T @ (r / self.root) - settled
         contraction = self.lr * self.modes.rates  # 1 - M
+        start = basis.T @ (r / self.root)
+        source = self.modes.noise * self.beta * (basis.T @ self.root)
         by_mode = self.root[:, None] * basis  # [mode, eigenvector]
-        still = by_mode @ settled
         risks = []
         for count in np.asarray(counts).tolist():
-            single = sums(lost, count)
-            pairs = (1.0 - contraction)[:, None] * products(contraction[:, None], lost[None, :], count - 1)
-            at_rest = (1.0 - contraction) * products(contraction, np.zeros_like(contraction), count - 1)
-            moved = (by_mode * (single + 2.0 * pairs)) @ moving
-            risks.append(float((moved + still * (count + 2.0 * at_rest)).sum()) / count**2)
+            # of r, each power once; of the noise, each power as often as there were steps to bring it
+            twice, _ = products(lost, np.zeros_like(lost), count - 1)
+            pairs, noisy = ((1.0 - contraction)[:, None] * x for x in products(contraction[:, None], lost, count - 1))
+            moved = (by_mode * (sums(lost, count) + 2.0 * pairs)) @ start + (by_mode * (twice + 2.0 * noisy)) @ source
+            risks.append(float(moved.sum()) / count**2)
         return np.array(risks)
 
 
@@ -120,21 +118,27 @@ def divided(lost: Floats, other: Floats, count: float) -> Floats:
     return ratio * kept_other ** (count - 1.0)
 
 
-def products(lost: Floats, other: Floats, count: int) -> Floats:
-    """Sum over t + u < count of (1 - lost)^t (1 - other)^u, by doubling of the count; broadcasts."""
+def products(lost: Floats, other: Floats, count: int) -> tuple[Floats, Floats]:
+    """Sums over t + u < n of a^t b^u, a = 1 - lost, b = 1 - other, for n = `count`, and over all n < `count`.
+
+    By doubling of the count, in which every term is positive where a and b are; broadcasts.
+    """
     a, b = np.broadcast_arrays(1.0 - lost, 1.0 - other)
-    total = np.zeros(a.shape)  # H_n = sum over t + u < n
-    edge = np.zeros(a.shape)  # F_n = sum over t + u = n - 1
-    power_a, power_b, sum_a = np.ones(a.shape), np.ones(a.shape), np.zeros(a.shape)
+    zero = np.zeros(a.shape)
+    edge, total, summed = zero, zero, zero  # F_n = sum over t + u = n - 1, H_n = F_1 + ... + F_n, T_n = H_1 + ... + H_n
+    power_a, power_b, sum_a, summed_a = np.ones(a.shape), np.ones(a.shape), zero, zero  # G_n, and G_1 + ... + G_n
+    n = 0
     for bit in bin(max(count, 0))[2:]:
-        # H_2n = H_n + a G_n F_n + b^n H_n,  F_2n = a^n F_n + b^n F_n,  G_2n = G_n + a^n G_n
+        # F_2n = a^n F + b^n F, H_2n = H + a G F + b^n H, T_2n = T + n H + a (G_1 + ... + G_n) F + b^n T
+        summed = summed + n * total + a * summed_a * edge + power_b * summed
         total = total + a * sum_a * edge + power_b * total
         edge = power_a * edge + power_b * edge
+        summed_a = summed_a + n * sum_a + power_a * summed_a
         sum_a = sum_a + power_a * sum_a
-        power_a, power_b = power_a**2, power_b**2
+        power_a, power_b, n = power_a**2, power_b**2, 2 * n
         if bit == "1":  # F_(n+1) = a^n + b F_n
             edge = power_a + b * edge
-            total = total + edge
-            sum_a = sum_a + power_a
-            power_a, power_b = power_a * a, power_b * b
-    return total
+            total, sum_a = total + edge, sum_a + power_a
+            summed, summed_a = summed + total, summed_a + sum_a
+            power_a, power_b, n = power_a * a, power_b * b, n + 1
+    return total, summed - total

@@ -17,6 +17,7 @@ from optim.plan import Plan
 from optim.ramps import ConstantBatch
 from optim.schedules import Constant
 from scaling.wording import choices
+from train import evaluation
 from train.averages import Averages
 from train.engine import TorchEngine
 from train.run import build_run
@@ -93,7 +94,7 @@ def test_an_average_is_evaluated_under_its_own_key_from_its_first_iterate_on(row
     assert [KEYS - row.keys() for row in evaluated] == [{"eval_loss_tail"}] * 3 + [set(), set()]
     for name, state in averaged(run).items():
         run.averages._put({(parameter, 0): value for parameter, value in state.items()})
-        loss = evaluated(run, 0)["eval_loss"]
+        loss = evaluation.evaluated(run, 0)["eval_loss"]
         assert loss == evaluated[-1][f"eval_loss_{name}"] != evaluated[-1]["eval_loss"]
 
 

@@ -143,6 +143,11 @@ def test_measured_risks_are_the_exact_ones_and_those_of_another_rate_are_not(poi
     assert last["exact"] == pytest.approx(float(exact), rel=1e-12) and last["step"] == point.plan.serial_steps
     described(point, peak_lr=0.15)
     assert not check(runs, curves).agrees
+    assert runs["excess_risk"].iloc[0] == last["measured"]
+    for changed in ({"parent": {"run_id": "r0", "tokens": 4}}, {"unique_tokens": 100}, {"spike_guard": {"a": 1}}):
+        described(point, **changed)
+        with pytest.raises(ValueError, match=f"{point.run_id} is left out"):
+            check(runs, curves)
 
 
 def test_runs_of_which_no_exact_risk_is_known_are_named(points, life):
@@ -160,28 +165,53 @@ def test_runs_of_which_no_exact_risk_is_known_are_named(points, life):
     (["strategy=zero2", "launch.devices=2"], "strategy=single or ddp"),
     (["data.sources.rows.a=1"], "a=1"),
     (["model.replicas=0"], "model.replicas=0"),
+    (["model.dimension=5"], "model.dimension=5: rows have 6"),
+    (["z_loss=1e-4"], "z_loss=0.0001"),
+    (["spike_guard=standard"], "spike_guard=.*couple the replicas"),
+    (["model.loss=hinge"], "model.loss='hinge'"),
+    (["model.loss=logistic"], "model=logistic with data=separable"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused_before_anything_starts(hydra_conf, overrides, message):
     with pytest.raises(ValueError, match=message):
         expand([[*LINEAR, *overrides]])
 
 
-@pytest.mark.parametrize("overrides", [["model=linear"], ["data=separable"], ["model=logistic", "data=stdlib"]])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model=linear"],
+        ["data=separable"],
+        ["model=logistic", "data=stdlib"],
+        ["model=linear", "data=separable"],
+        ["model=logistic", "data=power_law"],
+    ],
+)
 def test_problems_go_with_their_models(hydra_conf, overrides):
     with pytest.raises(ValueError, match=re.escape(GOES_WITH)):
         expand([[*overrides, "sequence_length=1", "clip_norm=0"]])
 
 
 def test_the_dry_run_and_the_report_know_regressions(fulcrum, tmp_path):
-    sweep = ["train", *LINEAR, "total_tokens=400", "launch.experiment=check", "launch.report=[theory_check]",
+    sweep = ["train", *LINEAR, "model.replicas=64", "total_tokens=400", "launch.experiment=check",
+             "launch.report=[theory_check]",
              "eval.every_tokens=40"]  # fmt: skip
     described = fulcrum(*sweep, "dry_run=true")
     assert described.returncode == 0, described.stderr
-    assert "N 6  N_total 24" in described.stdout and "memory" not in described.stdout
+    assert "N 6  N_total 384" in described.stdout and "memory" not in described.stdout
     assert fulcrum(*sweep).returncode == 0
     report = fulcrum("report", "runs=runs/check")
     assert report.returncode == 0, report.stderr
     page = (tmp_path / "runs/check/report/index.html").read_text()
     assert "logged points of 1 runs" in page and "unigram" not in page.split("<script")[0]
     numbers = json.loads((tmp_path / "runs/check/report/theory_check.json").read_text())
-    assert numbers["agrees"] is True and len(numbers["points"]) == 10
+    assert numbers["largest_z"] < 4.5 and len(numbers["points"]) == 10
+    (run,) = (path.parent.name for path in (tmp_path / "runs/check").glob("*/run.json"))
+    exported = fulcrum("export", f"run={run}", "runs=runs/check", "out=weights")
+    assert exported.returncode == 1 and "only transformers are exported" in exported.stderr
+
+
+def test_one_replica_has_no_standard_error(points, life):
+    point = points("model.replicas=1")
+    life(point)
+    text = (point.folder / "metrics.jsonl").read_text()
+    assert "excess_risk" in text and "excess_risk_error" not in text and "NaN" not in text

@@ -39,6 +39,16 @@ def test_at_the_critical_batch_a_fifth_more_samples_are_needed():
     assert critical_batch_size(PROBLEM, 0.02, overhead=1.0) > found > 1
 
 
+@pytest.mark.parametrize(("share", "overhead"), [(0.7, 0.2), (0.5, 0.2), (0.3, 1.0)])
+def test_a_critical_batch_of_a_few_rows_is_found_by_a_scan_too(share, overhead):
+    problem = power_law(5, 1.5, 2.0, 0.1)
+    target = share * problem.initial_risk
+    found = critical_batch_size(problem, target, overhead)
+    allowed = (1 + overhead) * steps_to(problem, 1.0, target).value
+    needed = {batch: batch * steps_to(problem, batch, target).value for batch in (0.99 * found, 1.01 * found)}
+    assert 1 < found < 40 and needed[0.99 * found] < allowed < needed[1.01 * found]
+
+
 def test_the_approximation_error_is_part_of_the_target():
     truncated = power_law(100, 1.5, 2.5, 1.0).truncated(20)
     from_above = critical_batch_size(truncated, 0.02 + truncated.approximation_error)
@@ -66,6 +76,14 @@ def test_without_noise_it_is_about_the_trace_over_the_largest_eigenvalue():
         problem = power_law(30, a, 2.0, 0.0)
         expected = problem.eigenvalues.sum() / problem.eigenvalues.max() + 3
         assert expected / 3 < critical_batch_size(problem, 0.1, overhead=1.0) < 3 * expected
+
+
+def test_samples_that_leave_no_room_are_refused():
+    for samples, smallest in ((-1.0, 1.0), (10.0, 100.0), (np.inf, 1.0)):
+        with pytest.raises(ValueError, match="samples="):
+            critical_batch_size_at(PROBLEM, samples, smallest=smallest)
+    with pytest.raises(ValueError, match="is not reached in"):
+        critical_batch_size(PROBLEM, 1e-14)
 
 
 @pytest.mark.parametrize(("asked", "message"), [

@@ -96,7 +96,7 @@ def test_seesaw_keeps_what_normalized_sgd_sees(cut, growth):
 
 def test_phases_see_equal_samples_whatever_their_batches():
     for growth in (1.0, 1.7, 4.0):
-        phases = Phases(0.1, 3, (1000.0, 777.0, 1000.0, 50.0, 900.0), 1.1, growth)
+        phases = Phases(0.1, 3, (1000.0, 777.0, 1000.0, 450.0, 900.0), 1.1, growth)
         seen = np.cumsum(phases.steps * phases.batches)
         assert np.all(np.abs(seen - np.cumsum(phases.samples)) <= phases.batches / 2 + 1e-9)
 
@@ -112,7 +112,10 @@ def test_noise_of_the_answers_fades_from_the_gradient_past_the_critical_batch():
     ((0.1, 0.5, (100.0,), 2.0, 1.0), "batch_size=0.5"),
     ((0.1, 4, (), 2.0, 1.0), "samples="),
     ((0.1, 4, (100.0, 0.0), 2.0, 1.0), "samples="),
-    ((0.1, 4, (3.0, 9.0), 2.0, 1.0), "not one batch of 4"),
+    ((0.1, 4, (3.0, 9.0), 2.0, 1.0), "samples=3 of phase 0 are not one batch of 4"),
+    ((0.1, 4, (9.0, 9.0), 1.0, 16.0), "samples=9 of phase 1 are not one batch of 64"),
+    ((-0.1, 4, (9.0,), 1.0, 1.0), "lr=-0.1"),
+    ((0.1, 4, (np.nan,), 1.0, 1.0), "samples="),
 ])  # fmt: skip
 def test_phases_that_make_no_schedule_are_refused(phases, message):
     with pytest.raises(ValueError, match=message):

@@ -134,7 +134,8 @@ def test_chosen_problems_agree_with_simulation(problem, seed):
 def test_bias_and_variance_add_up(run):
     problem, lr, batch_size = run
     at = np.arange(len(lr) + 1)
-    for more in ({}, {"average": EWA(0.8)}, {"weight_decay": 0.1}):
+    lr = 0.6 * lr  # decay takes some of what is stable
+    for more in ({}, {"average": EWA(0.8)}, {"weight_decay": 0.2 * problem.eigenvalues.min()}):
         whole = sgd_risk(problem, lr, batch_size, at=at, **more)
         parts = [sgd_risk(part, lr, batch_size, at=at, **more) for part in (problem.bias(), problem.variance())]
         np.testing.assert_allclose(sum(parts), whole, rtol=1e-12, atol=1e-300)
@@ -357,6 +358,21 @@ def test_sgd_on_a_sketch_has_the_risk_that_simulation_gives():
     assert abs(risks.mean() - sgd_risk(small, lr, 1, steps)) < 4 * risks.std() / replicas**0.5
 
 
+@pytest.mark.parametrize("gap", [1e-9, 1e-12])
+def test_a_tail_average_is_exact_up_to_the_edge_of_stability_and_at_a_rate_of_zero(gap):
+    problem, steps = power_law(30, 1.5, 2.0, 0.1), 2000
+    for lr in ((1 - gap) * max_stable_lr(problem, 4), 0.0):
+        weights = Tail(0.5).weights(np.arange(steps + 1) * 4.0)
+        expected = plain(exact_modes(problem), np.full(steps, lr), np.full(steps, 4.0), weights)[-1]
+        assert sgd_risk(problem, lr, 4, steps, average=Tail(0.5)) == pytest.approx(expected, rel=1e-10)
+
+
+def test_no_step_leaves_the_risk_of_the_start():
+    problem = power_law(4, 1.5, 2.0, 0.1)
+    for found in (sgd_risk(problem, 0.1, 4, 0), sgd_risk(problem, [], []), sgd_risk(problem, 0.1, 4, 9, at=0)):
+        assert found == pytest.approx(problem.initial_risk)
+
+
 def test_a_billion_steps_end_in_the_stationary_risk():
     problem = power_law(300, 1.5, 2.0, 0.1)
     assert sgd_risk(problem, 0.1, 1, 10**9) == pytest.approx(stationary_risk(problem, 0.1, 1), rel=1e-10)
@@ -374,6 +390,9 @@ def test_a_billion_steps_end_in_the_stationary_risk():
     ({"lr": 0.1, "batch_size": 1, "steps": 3, "weight_decay": -1}, "weight_decay=-1"),
     ({"lr": [0.1, 0.1, 0.6], "batch_size": [1, 1, 1]}, r"lr=0.6 at step 2 is unstable.*lr=0.531957"),
     ({"lr": 0.1, "plan": "given"}, "a plan gives lr"),
+    ({"lr": 1.25, "batch_size": 4, "steps": 3, "weight_decay": 0.3}, "is unstable: .*from lr=1.1"),
+    ({"lr": 0.1, "batch_size": 1, "steps": 3, "kurtosis": 0.5}, "kurtosis=0.5"),
+    ({"lr": 0.1, "batch_size": 1, "steps": 3, "weight_decay": np.inf}, "weight_decay=inf"),
 ])  # fmt: skip
 def test_what_cannot_be_asked_is_refused(asked, message):
     with pytest.raises(ValueError, match=message):
