@@ -227,7 +227,6 @@ def resolve(config: dict[str, Any], overrides: list[str]) -> Point:
             raise ValueError(innermost(error).replace("averages.<name>", key)) from None
     for node in (config["optimizer"], config["spike_guard"], config["data"], config["slurm"], launch["logger"]):
         _instantiate_all(node)
-    _check_regression(config, shape)
     strategy, optimizer = instantiate(launch["strategy"]), instantiate(config["optimizer"])
     strategy.check(launch["devices"])
     check_optimizer(strategy, optimizer)
@@ -238,6 +237,7 @@ def resolve(config: dict[str, Any], overrides: list[str]) -> Point:
     _check(weights is None or good, "data.weights", weights, "give {source: positive number}, or null")
     once = f"name each of {sorted(sources)} once, or choose the data it is for (experiment=mixtures_web: on web text)"
     _check(weights is None or set(weights) == set(sources), "data.weights", weights, once)
+    _check_regression(config, shape)
     launch["rivals"] = _rivals(config)
     run_id = "r" + hashlib.sha256(canonical_json(identity(config)).encode()).hexdigest()[:11]
     folder = Path(launch["runs"]).resolve() / launch["experiment"] / run_id
@@ -321,7 +321,7 @@ def _check(good: bool, key: str, value: Any, fix: str) -> None:
 
 def _check_regression(config: dict[str, Any], shape: Shape | Regression) -> None:
     """Problems with a known answer go with their model, whose replicas nothing but the plan may couple."""
-    sources = [instantiate(source) for source in (config["data"]["sources"] or {}).values()]
+    sources = [instantiate(source) for source in config["data"]["sources"].values()]
     generated, target = any(isinstance(source, Generated) for source in sources), config["model"]["_target_"]
     if not generated and not isinstance(shape, Regression):
         return

@@ -44,6 +44,8 @@ def transfer(
     runs = runs[ended].reset_index(drop=True)
     if runs.empty:
         raise ValueError("no run has completed.")
+    if "folder" not in runs or "eval_loss" not in curves:
+        raise ValueError("there are no records of runs with held-out losses, whose plans the laws follow.")
     plan_keys = [name for name in comparable(runs) if name.startswith(("schedule.", "ramp.")) or name in _FOLLOWS]
     labels, differing = apart(comparable(runs).drop(columns=plan_keys), [pd.Series(0, runs.index)])
     if labels.nunique() > 1:

@@ -45,6 +45,8 @@ def check(runs: pd.DataFrame, curves: pd.DataFrame) -> Checked:
     near the stability limit, where risks are heavy-tailed: use small rates.
     """
     frames, notes = [], []
+    if "folder" not in runs or _MEASURED not in curves:
+        raise ValueError("no run of model=linear data=power_law was recorded: excess_risk is missing.")
     for _, run in runs.iterrows():
         config = read_yaml(Path(run["folder"]) / "config.yaml")
         why = _not_checked(config, run)
