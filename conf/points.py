@@ -225,7 +225,7 @@ def resolve(config: dict[str, Any], overrides: list[str]) -> Point:
             instantiate(average)
         except HydraException as error:  # the object does not know its own name
             raise ValueError(innermost(error).replace("averages.<name>", key)) from None
-    for node in (config["optimizer"], config["spike_guard"], config["data"], config["slurm"], launch["logger"]):
+    for node in (config["optimizer"], config["spike_guard"], config["slurm"], launch["logger"]):
         _instantiate_all(node)
     strategy, optimizer = instantiate(launch["strategy"]), instantiate(config["optimizer"])
     strategy.check(launch["devices"])
@@ -237,7 +237,7 @@ def resolve(config: dict[str, Any], overrides: list[str]) -> Point:
     _check(weights is None or good, "data.weights", weights, "give {source: positive number}, or null")
     once = f"name each of {sorted(sources)} once, or choose the data it is for (experiment=mixtures_web: on web text)"
     _check(weights is None or set(weights) == set(sources), "data.weights", weights, once)
-    _check_regression(config, shape)
+    _check_regression(config, shape, [instantiate(source) for source in sources.values()])
     launch["rivals"] = _rivals(config)
     run_id = "r" + hashlib.sha256(canonical_json(identity(config)).encode()).hexdigest()[:11]
     folder = Path(launch["runs"]).resolve() / launch["experiment"] / run_id
@@ -319,9 +319,8 @@ def _check(good: bool, key: str, value: Any, fix: str) -> None:
         raise ValueError(f"{key}={value}: {fix}.")
 
 
-def _check_regression(config: dict[str, Any], shape: Shape | Regression) -> None:
+def _check_regression(config: dict[str, Any], shape: Shape | Regression, sources: Sequence[Any]) -> None:
     """Problems with a known answer go with their model, whose replicas nothing but the plan may couple."""
-    sources = [instantiate(source) for source in config["data"]["sources"].values()]
     generated, target = any(isinstance(source, Generated) for source in sources), config["model"]["_target_"]
     if not generated and not isinstance(shape, Regression):
         return

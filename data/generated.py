@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ ENDLESS = 2**40
 """samples of a stream of fresh rows: no run sees one twice"""
 
 
-class Generated:
+class Generated(ABC):
     """A source whose rows follow from their index. `samples`: how many there are before they repeat. `loss`: square
     or logistic; `loss_at_start`: its mean at w = 0."""
 
@@ -36,12 +37,12 @@ class Generated:
     loss: str
     loss_at_start: float
 
-    def identity(self) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def identity(self) -> dict[str, Any]: ...
 
+    @abstractmethod
     def draw(self, index: Int, replicas: int) -> tuple[Floats, Floats]:
         """Rows x (n, replicas, d) and answers y (n, replicas) of the indices (n,)."""
-        raise NotImplementedError
 
 
 class PowerLaw(Generated):

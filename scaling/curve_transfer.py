@@ -16,6 +16,7 @@ from scaling.fit import Fit, fit
 from scaling.laws import Law, MultiPower, SGDRisk
 from scaling.losses import Huber
 from scaling.naming import CONSTANT_BATCH, ramp_names, schedule_names
+from scaling.recorded import plan_in
 from scaling.settings import apart, comparable
 
 FITTED = ("Constant", "Cosine")
@@ -78,7 +79,7 @@ def _plan(schedule: str, ramp: str) -> str:
 
 def _rows(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     """run_id, plan, fitted, seed, step, tokens, lr, batch_size and held-out loss of every evaluation after warm-up."""
-    warmup = pd.to_numeric(runs["warmup_tokens"]).fillna(pd.to_numeric(runs["total_tokens"]) / 20)  # as plan_of has it
+    warmup = np.array([plan_in(folder).warmup_tokens for folder in runs["folder"]])
     facts = runs[["run_id", "plan", "seed"]].assign(begins=_BEGINS * warmup)
     known = curves.loc[curves["eval_loss"].notna(), ["run_id", "step", "tokens", "lr", "batch_size", "eval_loss"]]
     table = known.merge(facts, on="run_id")

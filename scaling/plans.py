@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from data.records import load_curves, load_runs
 from optim.plan import Plan
 from optim.ramps import ConstantBatch
+from scaling.terminal import console
 from scaling.wording import short
 
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -177,9 +177,6 @@ def _batch_sizes(plan: Plan, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _print(runs: Sequence[PlannedRun], described: Sequence[dict[str, Any]]) -> None:
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=400)  # as wide as it needs to be: a number cut off helps nobody
     table = Table()
     table.add_column("plan", overflow="fold")
     for name in ("steps", "saved", "batch", "rate: peak", "last"):
@@ -203,7 +200,7 @@ def _print(runs: Sequence[PlannedRun], described: Sequence[dict[str, Any]]) -> N
             *([] if not timed else ["-", "-"] if seconds is None else [f"{seconds:.1f}", f"{saved:.1%}"]),
             rates if sizes.min() == sizes.max() else f"{rates}\n{batches}",
         )
-    console.print(table)
+    console().print(table)
     if any(run.parent for run in runs):
         print("Steps of a branch are those it makes itself, after its parent's tokens.")
     for numbers in described:
@@ -211,7 +208,7 @@ def _print(runs: Sequence[PlannedRun], described: Sequence[dict[str, Any]]) -> N
         if over:
             print(f"{numbers['label']}: ends {over} tokens after its budget of {numbers['total_tokens']}.")
     if len(runs) == 1 and len(described[0]["segments"]) > 1:
-        console.print(_segments(described[0]["segments"]))
+        console().print(_segments(described[0]["segments"]))
 
 
 def _segments(segments: Sequence[dict[str, Any]]) -> Table:

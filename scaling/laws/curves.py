@@ -17,12 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from data.files import read_yaml
 from data.records import find_run
-from optim.plan import plan_of
 from scaling import jets
 from scaling.laws.law import Column, Law, Parameter, Prior
 from scaling.laws.terms import coefficient, exponent, floor
+from scaling.recorded import plan_in
 
 _WARMUP_PARTS = 16  # changes that stand for the warm-up
 CHANGES = 256  # of a curve that a law looks at, at most
@@ -111,7 +110,7 @@ def planned(folder: str, run: np.ndarray, dynamics: Dynamics) -> dict[str, Cours
     """The courses of recorded runs below `folder`, by their plans: every step of each."""
     courses = {}
     for name in dict.fromkeys(run.tolist()):
-        plan = plan_of(read_yaml(find_run(name, Path(folder)) / "config.yaml"))
+        plan = plan_in(find_run(name, Path(folder)))
         if plan.start_tokens:
             raise ValueError(
                 f"run {name} is a branch, whose plan begins in mid-curve: leave it out (filter=...), or follow the "

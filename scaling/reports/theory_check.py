@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import altair as alt
 import numpy as np
 import pandas as pd
 
-from data.files import read_yaml
 from optim.plan import plan_of
 from scaling.drawing import ACCENT, COUNT_LABEL, FAINT, Data, Spec, category, log_axis
 from scaling.naming import CONSTANT_BATCH, ramp_names, schedule_names
+from scaling.recorded import config_in
 from scaling.reports.page import Cell, Figure, Section, escape, figure, listing, number, paragraph, section, table
 from scaling.reports.records import Records
-from scaling.theory.check import LEVEL, Checked, check, problem_of
-from scaling.theory.sgd import sgd_risk
+from scaling.theory.check import LEVEL, Checked, check, exact_risk
 from scaling.wording import plain
 
 _TITLE = "The trainer against exact risk"
@@ -114,13 +111,11 @@ def _risks(runs: pd.DataFrame, points: pd.DataFrame, names: dict[str, str]) -> S
 
 
 def _curve(run: pd.Series, name: str) -> pd.DataFrame:
-    config = read_yaml(Path(run["folder"]) / "config.yaml")
+    config = config_in(run["folder"])
     plan = plan_of(config)
     at = np.unique(np.geomspace(1, plan.serial_steps, _CURVE).astype(int))
     tokens = np.append(plan.steps().tokens_before[1:], plan.final_tokens)[at - 1]
-    decay = float(config["optimizer"]["weight_decay"])
-    exact = sgd_risk(problem_of(config), plan=plan, at=at, weight_decay=decay)
-    return pd.DataFrame({"run": name, "tokens": tokens, "exact": exact})
+    return pd.DataFrame({"run": name, "tokens": tokens, "exact": exact_risk(config, at)})
 
 
 def _z(points: pd.DataFrame, limit: float) -> Spec:

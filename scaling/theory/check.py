@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from data.files import read_yaml
-from data.problems import LinearProblem, power_law
+from data.problems import Floats, LinearProblem
+from optim.averaging import Average
 from optim.plan import plan_of
+from scaling.recorded import config_in
 from scaling.theory.sgd import sgd_risk
 
 LEVEL = 0.999
@@ -48,7 +49,7 @@ def check(runs: pd.DataFrame, curves: pd.DataFrame) -> Checked:
     if "folder" not in runs or _MEASURED not in curves:
         raise ValueError("no run of model=linear data=power_law was recorded: excess_risk is missing.")
     for _, run in runs.iterrows():
-        config = read_yaml(Path(run["folder"]) / "config.yaml")
+        config = config_in(run["folder"])
         why = _not_checked(config, run)
         if why:
             notes.append(f"{run['run_id']} is left out: {why}.")
@@ -73,8 +74,16 @@ def quantile(points: int, replicas: int) -> float:
 
 def problem_of(config: Mapping[str, Any]) -> LinearProblem:
     """The problem of a run's configuration."""
+    from hydra.utils import instantiate
+
     (source,) = config["data"]["sources"].values()
-    return power_law(**{name: value for name, value in source.items() if name != "_target_"})
+    return instantiate(source).problem
+
+
+def exact_risk(config: Mapping[str, Any], at: np.ndarray, average: Average | None = None) -> Floats:
+    """Expected excess risk (at,) after so many steps of a run's own plan, of its weights or of their `average`."""
+    decay = float(config["optimizer"]["weight_decay"])
+    return sgd_risk(problem_of(config), plan=plan_of(config), at=at, weight_decay=decay, average=average)
 
 
 def _not_checked(config: Mapping[str, Any], run: pd.Series) -> str:
@@ -99,8 +108,6 @@ def _not_checked(config: Mapping[str, Any], run: pd.Series) -> str:
 def _points(config: Mapping[str, Any], logged: pd.DataFrame) -> pd.DataFrame:
     from hydra.utils import instantiate
 
-    problem, plan = problem_of(config), plan_of(config)
-    decay = float(config["optimizer"]["weight_decay"])
     frames = []
     for name, average in {"weights": None, **(config["averages"] or {})}.items():
         end = "" if average is None else f"_{name}"
@@ -108,9 +115,7 @@ def _points(config: Mapping[str, Any], logged: pd.DataFrame) -> pd.DataFrame:
             continue
         rows = logged[logged[f"{_MEASURED}{end}"].notna()]
         steps = rows["step"].to_numpy(int)
-        exact = sgd_risk(
-            problem, plan=plan, at=steps, weight_decay=decay, average=None if average is None else instantiate(average)
-        )
+        exact = exact_risk(config, steps, None if average is None else instantiate(average))
         frames.append(pd.DataFrame({
             "of": name, "step": steps, "tokens": rows["tokens"].to_numpy(int),
             "measured": rows[f"{_MEASURED}{end}"].to_numpy(float),

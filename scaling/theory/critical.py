@@ -47,7 +47,7 @@ def critical_batch_size(
         batch = float(np.exp(log_batch))
         return float(np.log(batch * steps_to(problem, batch, target_risk).value / allowed))
 
-    found = _crossing(excess, float(np.log(smallest)), float(np.log(allowed)))  # there one step is too much
+    found = _crossing(excess, float(np.log(smallest)), float(np.log(allowed)) + 1e-9)  # there one step is too much
     assert found is not None
     return found
 
@@ -76,13 +76,14 @@ def _check(overhead: float, smallest: float) -> None:
 
 
 def _crossing(excess: Callable[[float], float], low: float, last: float) -> float | None:
-    """The batch at which `excess` of its logarithm rises above 0, looked for from `low` to `last`; None: nowhere."""
-    high = low
-    while excess(high) < 0:
-        if high >= last:
-            return None
-        low, high = high, min(high + float(np.log(4.0)), last)
-    return float(np.exp(brentq(excess, low, high, xtol=1e-4))) if high > low else float(np.exp(low))
+    """The batch at which `excess` of its logarithm rises above 0, which it is below at `low`; looked for up to `last`,
+    None: nowhere."""
+    while low < last:
+        high = min(low + float(np.log(4.0)), last)
+        if excess(high) >= 0:
+            return float(np.exp(brentq(excess, low, high, xtol=1e-4)))
+        low = high
+    return None
 
 
 def steps_to(problem: LinearProblem, batch_size: float, target_risk: float) -> Tuned:

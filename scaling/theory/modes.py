@@ -33,7 +33,12 @@ class Modes:
         """D (..., modes) of steps with these rates and batches (...)."""
         rate, batch = np.asarray(lr)[..., None], np.asarray(batch_size)[..., None]
         x = rate * self.rates
-        return (1.0 - rate * weight_decay - x) ** 2 + (kurtosis - 2.0) / batch * x**2
+        left = 1.0 - rate * weight_decay - x
+        left *= left
+        x *= x  # in place: new memory costs more than the arithmetic
+        x *= (kurtosis - 2.0) / batch
+        left += x
+        return left
 
 
 def exact_modes(problem: LinearProblem) -> Modes:

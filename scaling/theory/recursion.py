@@ -13,7 +13,7 @@ import numpy as np
 from data.problems import Floats
 from scaling.theory.modes import Modes
 
-_CHUNK = 2**16  # numbers of an array that is alive at a time: what a cache holds
+_CHUNK = 2**17  # numbers of an array that is alive at a time: what a cache holds
 _BLOCK = 8  # steps
 
 
@@ -79,19 +79,21 @@ def _chunk(
     blocks = len(lr) // size
     beta = (lr**2 / batch_size).reshape(blocks, size)
     kept = modes.kept(lr, batch_size, kurtosis).reshape(blocks, size, -1)
+    noisy = int(np.flatnonzero(modes.q)[-1]) + 1 if modes.q.any() else 0  # no step brings anything to later modes
+    reached = kept[..., :noisy]
     # tails[:, i]: what a unit of q that step i brings is worth at the end of the block
-    tails = np.empty_like(kept)
-    tails[:, -1] = modes.q
+    tails = np.empty_like(reached)
+    tails[:, -1] = modes.q[:noisy]
     for i in range(size - 1, 0, -1):
-        tails[:, i - 1] = tails[:, i] * kept[:, i]
+        tails[:, i - 1] = tails[:, i] * reached[:, i]
     before = np.ones_like(kept)  # what r at the start of the block is worth before step j
     for j in range(1, size):
         before[:, j] = before[:, j - 1] * kept[:, j - 1]
     # meet[:, j, i]: what step i brings to the risk before step j > i
     meet = np.zeros((blocks, size, size))
-    window = np.broadcast_to(modes.q, kept.shape)
+    window = np.broadcast_to(modes.q[:noisy], reached.shape)
     for lag in range(1, size):
-        window = window[:, :-1] * kept[:, lag - 1 : -1] if lag > 1 else window[:, :-1]
+        window = window[:, :-1] * reached[:, lag - 1 : -1] if lag > 1 else window[:, :-1]
         later = np.arange(lag, size)
         meet[:, later, later - lag] = window.sum(-1)
     meet *= beta[:, None, :]
@@ -100,8 +102,14 @@ def _chunk(
     from_start = solved @ before
     from_noise = modes.noise * (solved @ meet.sum(-1, keepdims=True))[..., 0]
     end = before[:, -1] * kept[:, -1]
-    risks = np.empty((blocks, size))
-    for block in range(blocks):
-        risks[block] = from_start[block] @ r + from_noise[block]
-        r = end[block] * r + (beta[block] * (risks[block] + modes.noise)) @ tails[block]
+    tails *= beta[..., None]
+    noise_at_end = modes.noise * tails.sum(1)
+    risks, r = np.empty((blocks, size)), r.copy()
+    for risk, *block in zip(risks, from_start, from_noise, end, tails, noise_at_end, strict=True):
+        start, noise, factor, tail, left = block
+        start.dot(r, out=risk)
+        risk += noise
+        r *= factor
+        r[:noisy] += risk.dot(tail)
+        r[:noisy] += left
     return risks.ravel(), r

@@ -171,14 +171,12 @@ def _stretches(run: Schedule, steps: int, worth: float) -> Iterator[tuple[int, i
         return
     change = np.flatnonzero((np.diff(run.lr[:steps]) != 0) | (np.diff(run.batch_size[:steps]) != 0)) + 1
     bounds = np.concatenate([[0], change, [steps]]).astype(int)
-    begin = 0
-    for start, end in zip(
-        bounds[np.append(np.diff(bounds) >= worth, False)], bounds[1:][np.diff(bounds) >= worth], strict=True
-    ):
+    begin, long = 0, np.flatnonzero(np.diff(bounds) >= worth)
+    for start, end in zip(bounds[long].tolist(), bounds[long + 1].tolist(), strict=True):
         if start > begin:
-            yield begin, int(start), False
-        yield int(start), int(end), True
-        begin = int(end)
+            yield begin, start, False
+        yield start, end, True
+        begin = end
     if begin < steps or steps == 0:
         yield begin, steps, False
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from data.problems import Floats, LinearProblem
 from optim.plan import Plan
+from scaling.terminal import console
 from scaling.theory.compare import Comparison, compare
 from scaling.theory.descent import gd_risk
 from scaling.theory.normalized import normalized_sgd_risk
@@ -167,11 +167,6 @@ def figure(table: pd.DataFrame, algorithms: list[str]) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------- terminal
 
 
-def _console() -> Console:
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=400)
-
-
 def _print_plans(described: Sequence[dict[str, Any]]) -> None:
     table = Table()
     table.add_column("plan", overflow="fold")
@@ -179,7 +174,7 @@ def _print_plans(described: Sequence[dict[str, Any]]) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     for row in described:
         table.add_row(escape(row["plan"]), *(_cell(row[key]) for key in _COLUMNS))
-    _console().print(table)
+    console().print(table)
 
 
 def _print_comparisons(compared: Sequence[Compared]) -> None:
@@ -192,7 +187,7 @@ def _print_comparisons(compared: Sequence[Compared]) -> None:
         cells = [f"{found.tuned[name].risk:.4g}  x{found.factor(name, found.winner):.2f}" for name in METHODS]
         matched = f"{found.matched.min():.2f} to {found.matched.max():.2f}"
         table.add_row(f"{one.rows} {escape(one.label)}".strip(), *cells, matched)
-    _console().print(table)
+    console().print(table)
 
 
 def _cell(value: Any) -> str:

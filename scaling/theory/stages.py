@@ -48,10 +48,6 @@ class Stage:
         lost = np.diag(1.0 - self.kept[self.coupled]) - self.beta * np.outer(self.root, self.root)
         return np.linalg.eigh(lost)
 
-    def risks(self, r: Floats, counts: np.ndarray) -> Floats:
-        """Risks (counts,) so many steps after r."""
-        return np.array([state.sum() for state in self.after(r, counts)])
-
     def after(self, r: Floats, counts: np.ndarray) -> Floats:
         """r (counts, modes) after so many steps."""
         lost, basis = self.eigen

@@ -37,7 +37,7 @@ def test_the_largest_stable_rate_is_where_the_spectral_radius_is_one(eigenvalues
     assert radius(limit * 0.999) < 1.0 < radius(limit * 1.001)
 
 
-@given(spectra, st.floats(0.01, 3.0), st.sampled_from([1.0, 4.0]))
+@given(spectra, st.floats(0.01, 3.0).filter(lambda share: abs(share - 1.0) > 1e-9), st.sampled_from([1.0, 4.0]))
 @settings(max_examples=60, deadline=None)
 def test_divergence_is_flagged_exactly_where_the_gain_reaches_one_or_a_coordinate_grows(eigenvalues, share, batch):
     problem = linear(eigenvalues)
