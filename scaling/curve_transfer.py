@@ -84,7 +84,9 @@ def _rows(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     known = curves.loc[curves["eval_loss"].notna(), ["run_id", "step", "tokens", "lr", "batch_size", "eval_loss"]]
     table = known.merge(facts, on="run_id")
     table = table[table["tokens"] >= table["begins"]].rename(columns={"eval_loss": "loss"})
-    return table.assign(fitted=table["plan"].isin(FITTED)).reset_index(drop=True)
+    table = table.assign(fitted=table["plan"].isin(FITTED), ramp=table["plan"].str.contains(", "))
+    order = ["ramp", "fitted", "plan", "run_id", "step"]  # as panels and tables list them
+    return table.sort_values(order, ascending=[True, False, True, True, True], ignore_index=True).drop(columns="ramp")
 
 
 def _errors(predicted: pd.DataFrame) -> pd.DataFrame:

@@ -99,7 +99,9 @@ def _ramp(run: pd.Series) -> str | None:
         return kind
     factors = {key: _value(run, f"ramp.{key}") for key in ("alpha", "lr_cut", "batch_growth")}
     ramp = Seesaw(batch_size=1, allow_unstable=True, **factors)
-    cut, growth = float(ramp.lr_cut or 1), float(ramp.batch_growth or 1)
+    alpha, cut, growth = (float(value or 1) for value in (ramp.alpha, ramp.lr_cut, ramp.batch_growth))
+    if cut == 1 and math.isclose(alpha, growth, rel_tol=1e-6):
+        return "batch for rate"  # what the schedule would take from the rate goes to the batch
     if math.isclose(cut, math.sqrt(growth), rel_tol=1e-6):
         return "Seesaw"
     return f"naive ramp (batch x{growth:.3g})" if cut == 1 else f"ramp (rate /{cut:.3g}, batch x{growth:.3g})"

@@ -25,7 +25,7 @@ from scaling.wording import plain
 
 _TITLE = "Other schedules and ramps, predicted"
 _COLUMNS = 3
-_STARTS = 32
+_STARTS = 8
 
 
 def curve_transfer(records: Records) -> Section:

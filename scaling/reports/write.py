@@ -39,6 +39,7 @@ from scaling.reports.records import Records, Settings
 from scaling.reports.schedules import schedules
 from scaling.reports.seesaw import seesaw
 from scaling.reports.theory_check import theory_check
+from scaling.reports.theory_seesaw import theory_seesaw
 
 SECTIONS: dict[str, Callable[[Records], Section]] = {
     "cbs": cbs,
@@ -53,6 +54,7 @@ SECTIONS: dict[str, Callable[[Records], Section]] = {
     "schedules": schedules,
     "curve_transfer": curve_transfer,
     "theory_check": theory_check,
+    "theory_seesaw": theory_seesaw,
 }
 _DEFAULT_SECTIONS = ("chinchilla",)
 _SHARPEN = "to_sharpen"  # key in a figure's file that others beside it do not have

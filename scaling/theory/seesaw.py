@@ -72,9 +72,20 @@ class Phases:
         return risk(problem, np.repeat(self.rates, steps), np.repeat(self.batches, steps), at=np.cumsum(steps))
 
 
+def handed_over(decay: Phases, share: float, normalized: bool = False) -> Phases:
+    """`decay` with a share of each cut (of its logarithm, 0 to 1) made by the batch instead, along the line on which
+    SGD, or normalized SGD, cannot tell schedules apart as the rate vanishes. 1 leaves the rate as it is."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"share={share} must lie between 0, all by the rate, and 1, all by the batch.")
+    cut = decay.alpha if normalized else decay.lr_cut * decay.batch_growth
+    growth = cut ** (share * (2 if normalized else 1))
+    return Phases(decay.lr, decay.batch_size, decay.samples, cut ** (1 - share), growth)
+
+
 def seesaw(decay: Phases) -> Phases:
-    """The ramp that normalized SGD cannot tell from `decay`: cuts by sqrt(alpha), and batches that grow by alpha."""
-    return Phases(decay.lr, decay.batch_size, decay.samples, decay.alpha**0.5, decay.alpha)
+    """The ramp that normalized SGD cannot tell from `decay`: cuts by sqrt(alpha), and batches that grow by alpha. It is
+    the last one on its line that does not diverge."""
+    return handed_over(decay, 0.5, normalized=True)
 
 
 def diverges(problem: LinearProblem, phases: Phases) -> int | None:
