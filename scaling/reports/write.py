@@ -38,6 +38,7 @@ from scaling.reports.page import Figure, Section, bullets, contents, escape, mat
 from scaling.reports.records import Records, Settings
 from scaling.reports.schedules import schedules
 from scaling.reports.seesaw import seesaw
+from scaling.reports.theory_cbs import theory_cbs
 from scaling.reports.theory_check import theory_check
 from scaling.reports.theory_seesaw import theory_seesaw
 
@@ -53,6 +54,7 @@ SECTIONS: dict[str, Callable[[Records], Section]] = {
     "seesaw": seesaw,
     "schedules": schedules,
     "curve_transfer": curve_transfer,
+    "theory_cbs": theory_cbs,
     "theory_check": theory_check,
     "theory_seesaw": theory_seesaw,
 }

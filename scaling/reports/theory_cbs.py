@@ -1,0 +1,181 @@
+"""The theory_cbs part of a report: the critical batch size of linear regression, in runs beside the exact one."""
+
+from __future__ import annotations
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from scaling.drawing import COUNT_LABEL, INK, Data, Spec, category, log_axis
+from scaling.recorded import config_in
+from scaling.reports.page import (
+    Cell,
+    Figure,
+    Section,
+    escape,
+    figure,
+    listing,
+    number,
+    paragraph,
+    section,
+    table,
+)
+from scaling.reports.records import Records
+from scaling.theory.batches import OVERHEAD, Batches, batches
+from scaling.theory.check import check
+from scaling.theory.critical import critical_batch_size_at
+from scaling.wording import plain, short
+
+_TITLE = "The critical batch size, in theory and in runs"
+_POINTS = 12  # of theory's curve
+_TEXT = (
+    "Each run is linear regression at a constant rate and batch, its risk that of the mean of the second half's "
+    "iterates, over many replicas. For every budget of rows and every batch the best of the rates that were run is "
+    f"taken; the critical batch is where that risk is {1 + OVERHEAD:g} times that of the smallest batch, on a smooth "
+    "curve through the points. Theory's is exact, with the rate tuned between the grid's."
+)
+
+
+def theory_cbs(records: Records) -> Section:
+    """Best risks by batch and the critical batch by budget, measured and exact."""
+    try:
+        checked = check(records.runs, records.curves)
+        folders = records.runs.set_index("run_id")["folder"]
+        configs = {run: config_in(folders[run]) for run in dict.fromkeys(checked.points["run_id"])}
+        found = batches(configs, checked.points, records.settings.seed)
+    except ValueError as error:
+        said = f"No critical batch was measured beside theory's: {escape(str(error))}"
+        return Section([said], [section(_TITLE, paragraph(said))])
+    best, critical = found.best, found.critical
+    line = _theory(found)
+    sharpen = "more replicas (model.replicas), rates between those of the grid, batches around the crossing"
+    data = list(best["run_id"])
+    drawn = [
+        Figure(
+            "theory_cbs_risk", _risks(found),
+            "Least excess risk over rates by batch, for each budget of rows, over that of the smallest batch. Points: "
+            f"runs, with two standard errors; lines: exact. Dashed: {1 + OVERHEAD:g}.",
+            data=data, law="exact expected risk, the rate tuned; no parameter fitted", sharpen=sharpen,
+        ),
+        Figure(
+            "theory_cbs", _critical(critical, line),
+            "Critical batch by rows of training. Points: runs, with 90 % of what their standard errors allow; line: "
+            "exact.", data=data, law="exact expected risk, the rate tuned; no parameter fitted", sharpen=sharpen,
+        ),
+    ]  # fmt: skip
+    header = ["rows", "critical batch, runs", "90 %", "exact", "runs / exact"]
+    lines = [
+        [
+            _count(row["rows"]), number(row["measured"], ".1f"), Cell(_interval(row["low"], row["high"])),
+            number(row["exact"], ".1f"), number(row["measured"] / row["exact"], ".2f"),
+        ]
+        for row in critical.to_dict("records")
+    ]  # fmt: skip
+    of_batch = ["rows", "batch", "best rate", "of rates", "risk, runs", "standard error", "exact at that rate"]
+    every = [
+        [
+            _count(row["rows"]), _count(row["batch"]), number(row["lr"], ".3g"),
+            Cell(f"{row['rates']}{', an end of them' if row['edge'] else ''}", float(row["rates"])),
+            number(row["measured"], ".4g"), number(row["error"], ".2g"), number(row["exact"], ".4g"),
+        ]
+        for row in best.to_dict("records")
+    ]  # fmt: skip
+    blocks = [paragraph(_TEXT), *(figure(one) for one in drawn), table(header, lines), table(of_batch, every)]
+    blocks.append(listing([*found.notes, *checked.notes]))
+    numbers = {
+        "overhead": OVERHEAD, "critical": [plain(row) for row in critical.to_dict("records")],
+        "best": [plain(row) for row in best.to_dict("records")],
+        "theory": [plain(row) for row in line.to_dict("records")],
+        "largest_z": checked.largest, "limit": checked.limit, "notes": list(found.notes),
+    }  # fmt: skip
+    answers = _answers(best, critical, line, checked.largest, checked.limit)
+    return Section(answers, [section(_TITLE, *blocks)], drawn, numbers)
+
+
+def _interval(low: float, high: float) -> str:
+    return (
+        f"{low:.1f} to {high:.1f}"
+        if np.isfinite(high)
+        else f"at least {low:.1f}"
+        if np.isfinite(low)
+        else "not reached"
+    )
+
+
+def _count(value: float) -> Cell:
+    return Cell(short(value), float(value))
+
+
+def _theory(found: Batches) -> pd.DataFrame:
+    """The exact critical batch over the budgets that were run: rows, batch."""
+    rows, smallest = found.best["rows"], int(found.best["batch"].min())
+    budgets = np.geomspace(rows.min(), rows.max(), _POINTS if rows.nunique() > 1 else 1)
+    exact = [critical_batch_size_at(found.problem, budget, OVERHEAD, smallest) for budget in budgets]
+    line = pd.DataFrame({"rows": budgets, "batch": exact})
+    return line[np.isfinite(line["batch"])]
+
+
+def _answers(best: pd.DataFrame, critical: pd.DataFrame, line: pd.DataFrame, largest: float, limit: float) -> list[str]:
+    said = [
+        f"{row['measured']:.1f} ({_interval(row['low'], row['high'])}; exact {row['exact']:.1f}) after "
+        f"{short(row['rows'])} rows"
+        for row in critical[critical["measured"].notna()].to_dict("records")
+    ]
+    missing = critical[critical["measured"].isna()]["rows"]
+    answers = [f"The critical batch of the regression is <b>{'; '.join(said)}</b>."] if said else []
+    if len(missing):
+        answers.append(
+            f"After {', '.join(short(rows) for rows in missing)} rows no batch that was run needs {OVERHEAD:.0%} more "
+            "risk: larger batches would show it."
+        )
+    if len(line) > 1:
+        slope = np.polyfit(np.log(line["rows"]), np.log(line["batch"]), 1)[0]
+        answers.append(f"In theory it grows as rows^{slope:.2f} between these budgets.")
+    if best["edge"].any():
+        answers.append(
+            f"At {best['edge'].sum()} of {len(best)} batches and budgets the best rate is an end of those that were "
+            "run: the measured risk is no minimum there."
+        )
+    agreement = "agree" if largest <= limit else "do not agree"
+    answers.append(
+        f"Run by run, risks {agreement} with exact ones: the largest |z| is {largest:.2f} (99.9 % limit {limit:.2f})."
+    )
+    return answers
+
+
+def _risks(found: Batches) -> Spec:
+    data, best = Data(), found.best
+    start = found.curves.loc[found.curves.groupby("rows")["batch"].idxmin()].set_index("rows")["risk"]
+    points = best.assign(budget=best["rows"].map(short), ratio=best["measured"] / best["rows"].map(start))
+    error = 2 * best["error"] / best["rows"].map(start)
+    points = points.assign(low=points["ratio"] - error, high=points["ratio"] + error)
+    lines = found.curves.assign(
+        budget=found.curves["rows"].map(short), ratio=found.curves["risk"] / found.curves["rows"].map(start)
+    )
+    across = log_axis(alt.X, "batch", "batch (rows)", points["batch"], COUNT_LABEL)
+    up = log_axis(
+        alt.Y, "ratio", "risk / that of the smallest batch", np.concatenate([points["low"], points["high"]]),
+        "format(datum.value, '~g')",
+    )  # fmt: skip
+    colour = category("budget", [short(rows) for rows in sorted(set(best["rows"]))], "rows")
+    edge = data.chart(pd.DataFrame({"ratio": [1 + OVERHEAD]})).mark_rule(strokeDash=[4, 3], color=INK)
+    layers = [
+        edge.encode(y="ratio:Q"),
+        data.chart(lines).mark_line(strokeWidth=1.6).encode(across, up, color=colour),
+        data.chart(points).mark_rule(strokeWidth=1.2).encode(across, y=alt.Y("low:Q"), y2="high:Q", color=colour),
+        data.chart(points).mark_point(filled=True, size=30).encode(across, y=alt.Y("ratio:Q"), color=colour),
+    ]
+    return data.finish(alt.layer(*layers).properties(width=560, height=320), legend="top")
+
+
+def _critical(critical: pd.DataFrame, line: pd.DataFrame) -> Spec:
+    data, known = Data(), critical[critical["measured"].notna()].replace(np.inf, np.nan)
+    values = np.concatenate([known["measured"], known["low"].dropna(), known["high"].dropna(), line["batch"]])
+    across = log_axis(alt.X, "rows", "rows of training", np.append(critical["rows"], line["rows"]), COUNT_LABEL)
+    up = log_axis(alt.Y, "batch", "critical batch (rows)", values if len(values) else [1.0, 2.0], COUNT_LABEL)
+    layers = [
+        data.chart(line).mark_line(strokeWidth=1.6).encode(across, up),
+        data.chart(known).mark_rule().encode(across, y=alt.Y("low:Q"), y2="high:Q"),
+        data.chart(known).mark_point(filled=True, size=40, color=INK).encode(across, y=alt.Y("measured:Q")),
+    ]
+    return data.finish(alt.layer(*layers).properties(width=460, height=280))
