@@ -29,6 +29,7 @@ from data.files import flatten, read_json, read_yaml
 from data.generated import Generated
 from data.records import COMPLETED, read_metrics
 from data.tokenizers import vocab_size_of
+from optim.averaging import Average
 from optim.groups import Group
 from optim.plan import Plan, plan_of
 from train.memory import CHECKPOINTING
@@ -246,8 +247,9 @@ def resolve(config: dict[str, Any], overrides: list[str]) -> Point:
     return point
 
 
-def plan_alone(overrides: Sequence[str], config_name: str) -> Plan:
-    """The plan of one point, whatever its model and data are. ValueError for a branch, and for sequences of rows."""
+def plan_alone(overrides: Sequence[str], config_name: str) -> tuple[Plan, dict[str, Average]]:
+    """The plan of one point and its averages, whatever its model and data are. ValueError for a branch, and for
+    sequences of rows."""
     config = _typed(compose_config(overrides, config_name))
     _check(
         config["parent"] is None,
@@ -256,7 +258,7 @@ def plan_alone(overrides: Sequence[str], config_name: str) -> Plan:
         "a branch has no plan of its own from the start: leave it out",
     )
     _check(config["sequence_length"] == 1, "sequence_length", config["sequence_length"], "a token is a row here: use 1")
-    return plan_of(config)
+    return plan_of(config), {name: instantiate(average) for name, average in (config["averages"] or {}).items()}
 
 
 def _typed(config: dict[str, Any]) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def theory(overrides: Sequence[Sequence[str]]) -> None:
         labels = telling({str(k): list(own) for k, own in enumerate(overrides)})
         options = [compose("theory", list(own)) for own in overrides]
         runs = [
-            Followed(" ".join(label) or "the plan", power_law(**chosen.problem), plan_alone(own, "theory"))
+            Followed(" ".join(label) or "the plan", power_law(**chosen.problem), *plan_alone(own, "theory"))
             for label, chosen, own in zip(labels.values(), options, overrides, strict=True)
         ]
         first = options[0]

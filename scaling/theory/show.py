@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from data.problems import Floats, LinearProblem
+from optim.averaging import Average
 from optim.plan import Plan
 from scaling.terminal import console
 from scaling.theory.compare import Comparison, compare
@@ -37,11 +38,21 @@ _TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Followed:
-    """A plan on a problem, `label` tells it from the others."""
+    """A plan on a problem, `label` tells it from the others; of SGD its `averages` by name are shown too."""
 
     label: str
     problem: LinearProblem
     plan: Plan
+    averages: Mapping[str, Average] = field(default_factory=dict)
+
+    def shown(self, algorithms: Sequence[str]) -> list[tuple[str, str, Average | None]]:
+        """(title, algorithm, average) of every line."""
+        lines: list[tuple[str, str, Average | None]] = []
+        for algorithm in algorithms:
+            lines.append((algorithm, algorithm, None))
+            if algorithm == "sgd":
+                lines += [(f"sgd, {name}", algorithm, average) for name, average in self.averages.items()]
+        return lines
 
 
 def show(
@@ -57,7 +68,7 @@ def show(
         raise ValueError(f"format={form}: use table or json.")
     if not algorithms or set(algorithms) - set(ALGORITHMS):
         raise ValueError(f"algorithms={list(algorithms)}: use some of {', '.join(ALGORITHMS)}.")
-    described = [describe(run, algorithm) for run in runs for algorithm in algorithms]
+    described = [describe(run, *line) for run in runs for line in run.shown(algorithms)]
     problems = list({_key(run.problem): run for run in reversed(runs)}.values())[::-1]  # plans often share one
     several = len(problems) > 1
     compared = [
@@ -68,8 +79,8 @@ def show(
     if out:
         from scaling.drawing import write
 
-        curves = pd.concat([curve(run, algorithm) for run in runs for algorithm in algorithms], ignore_index=True)
-        write(figure(curves, list(algorithms)), Path(out))
+        curves = pd.concat([curve(run, *line) for run in runs for line in run.shown(algorithms)], ignore_index=True)
+        write(figure(curves, list(dict.fromkeys(curves["algorithm"]))), Path(out))
     if form == "json":
         print(json.dumps({"plans": described, "comparisons": [one.numbers() for one in compared]}, indent=1))
         return
@@ -101,43 +112,43 @@ def _key(problem: LinearProblem) -> tuple[bytes, bytes, float]:
     return problem.eigenvalues.tobytes(), problem.target.tobytes(), problem.noise_variance
 
 
-def risks(problem: LinearProblem, plan: Plan, algorithm: str, at: np.ndarray) -> Floats:
+def risks(problem: LinearProblem, plan: Plan, algorithm: str, at: np.ndarray, average: Average | None) -> Floats:
     """Excess risk after `at` steps of the plan, a sequence counting as a row."""
     if algorithm == "sgd":
-        return sgd_risk(problem, plan=plan, at=at, tolerance=_TOLERANCE)
+        return sgd_risk(problem, plan=plan, at=at, average=average, tolerance=_TOLERANCE)
     if algorithm == "normalized_sgd":
         return normalized_sgd_risk(problem, plan=plan, at=at)
     return gd_risk(problem, plan.steps().lr, at=at)
 
 
-def curve(run: Followed, algorithm: str) -> pd.DataFrame:
+def curve(run: Followed, title: str, algorithm: str, average: Average | None = None) -> pd.DataFrame:
     """Columns plan, algorithm, step, rows, risk."""
     batches = run.plan.steps().batch_size
     at = np.unique(
         np.concatenate([spaced(1, len(batches), _POINTS) for spaced in (np.geomspace, np.linspace)]).astype(int)
     )
-    found = risks(run.problem, run.plan, algorithm, at)
+    found = risks(run.problem, run.plan, algorithm, at, average)
     seen = np.cumsum(batches)[at - 1]
-    return pd.DataFrame({"plan": run.label, "algorithm": algorithm, "step": at, "rows": seen, "risk": found})
+    return pd.DataFrame({"plan": run.label, "algorithm": title, "step": at, "rows": seen, "risk": found})
 
 
-def describe(run: Followed, algorithm: str) -> dict[str, Any]:
+def describe(run: Followed, title: str, algorithm: str, average: Average | None = None) -> dict[str, Any]:
     """Numbers of one plan under one algorithm; bias and variance are SGD's, whose risk is their sum."""
     plan, problem, last = run.plan, run.problem, np.array(run.plan.serial_steps)
     parts: dict[str, float | None] = {"bias": None, "variance": None, "max_stable_lr": None}
     if algorithm == "sgd":
         first = float(plan.segments.batch_size[0])
         parts = {
-            "bias": float(risks(problem.bias(), plan, algorithm, last)),
-            "variance": float(risks(problem.variance(), plan, algorithm, last)),
+            "bias": float(risks(problem.bias(), plan, algorithm, last, average)),
+            "variance": float(risks(problem.variance(), plan, algorithm, last, average)),
             "max_stable_lr": max_stable_lr(problem, first),
         }
     return {
         "plan": run.label,
-        "algorithm": algorithm,
+        "algorithm": title,
         "steps": plan.serial_steps,
         "rows": plan.total_samples,
-        "risk": float(risks(problem, plan, algorithm, last)),
+        "risk": float(risks(problem, plan, algorithm, last, average)),
         "peak_lr": plan.peak_lr,
         **parts,
     }

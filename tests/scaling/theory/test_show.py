@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from data.problems import power_law
+from optim.averaging import Tail
 from optim.plan import Plan
 from optim.ramps import ConstantBatch, Seesaw
 from optim.schedules import Cosine
@@ -41,10 +42,20 @@ def test_numbers_are_those_of_the_functions(capsys):
 
 
 def test_a_curve_ends_where_the_plan_does():
-    table = curve(RAMP, "sgd")
+    table = curve(RAMP, "sgd", "sgd")
     assert table["step"].iloc[0] == 1 and table["step"].iloc[-1] == RAMP.plan.serial_steps
     assert table["rows"].iloc[-1] == 4000 and (np.diff(table["rows"]) > 0).all()
     assert table["risk"].iloc[-1] == pytest.approx(float(sgd_risk(PROBLEM, plan=RAMP.plan)), rel=1e-6)
+
+
+def test_averages_of_sgd_have_lines_of_their_own(capsys, tmp_path):
+    run = Followed("tail", PROBLEM, CONSTANT.plan, {"half": Tail(0.5)})
+    found = told(capsys, [run], ("sgd", "gd"), out=str(tmp_path / "risk.svg"))["plans"]
+    assert [row["algorithm"] for row in found] == ["sgd", "sgd, half", "gd"]
+    assert found[1]["risk"] == pytest.approx(float(sgd_risk(PROBLEM, plan=run.plan, average=Tail(0.5))), rel=1e-6)
+    assert found[1]["bias"] + found[1]["variance"] == pytest.approx(found[1]["risk"], rel=1e-9)
+    assert found[1]["risk"] != pytest.approx(found[0]["risk"], rel=0.01)
+    assert "sgd, half" in (tmp_path / "risk.svg").read_text()
 
 
 def test_methods_are_compared_once_per_problem(capsys):
