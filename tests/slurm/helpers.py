@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from slurm.commands import described, standing
+
 from .cluster import Cluster
 
 SMALL = ["slurm.mem=1500", "slurm.time=0:10:00"]
@@ -38,18 +40,16 @@ def submit(fulcrum: Callable[..., Any], *overrides: str, **how: Any) -> str:
     return result.stderr
 
 
-def status_of(fulcrum: Callable[..., Any], sweep: Path) -> dict[str, dict[str, Any]]:
-    """run_id -> {label, state, reason, job, step, tokens, ...}"""
-    result = fulcrum("slurm", "status", str(sweep), "--json")
-    assert result.returncode == 0, result.stderr
-    return {run["run_id"]: run for run in json.loads(result.stdout)["runs"]}
+def status_of(sweep: Path) -> dict[str, dict[str, Any]]:
+    """run_id -> {label, state, reason, job, step, tokens, ...}, which `fulcrum slurm status --json` prints"""
+    return {run["run_id"]: run for run in described(sweep, standing(sweep))["runs"]}
 
 
-def ended(fulcrum: Callable[..., Any], sweep: Path, seconds: float = 120) -> dict[str, dict[str, Any]]:
+def ended(sweep: Path, seconds: float = 120) -> dict[str, dict[str, Any]]:
     """The status of a sweep once nothing of it runs or waits."""
 
     def all_ended() -> dict[str, dict[str, Any]]:
-        runs = status_of(fulcrum, sweep)
+        runs = status_of(sweep)
         return {} if any(run["state"] in ("running", "pending") for run in runs.values()) else runs
 
     return wait_for(all_ended, f"{sweep} has ended", seconds)

@@ -16,7 +16,6 @@ import pytest
 
 from data.files import read_json
 from data.records import checkpoints, latest_row, live_holder
-from slurm.commands import described, standing
 
 from ..conftest import TINY
 from .cluster import Cluster
@@ -77,10 +76,10 @@ def trains(*folders: Path) -> None:
     wait_for(lambda: all(map(trains, folders)), "they train")
 
 
-def ended(cluster: Cluster, fulcrum: Callable[..., Any], sweep: Path) -> dict[str, dict[str, Any]]:
+def ended(cluster: Cluster, sweep: Path) -> dict[str, dict[str, Any]]:
     """The status of a sweep once nothing runs or waits."""
     wait_for(lambda: not queue(cluster), "the queue is empty")  # squeue leaves the processors to the runs
-    return status_of(fulcrum, sweep)
+    return status_of(sweep)
 
 
 def task(folder: Path) -> str:
@@ -109,9 +108,9 @@ def test_usr1_requeues_exactly_this_task_which_goes_on_bit_for_bit(cluster, swee
     trains(other, last)
     cluster.call("scancel", "--signal=USR1", task(last))
     wait_for(lambda: ends(last), "the signal ended the life")
-    waits = status_of(fulcrum, last.parent)[last.name]
-    assert waits["state"] == "pending" and waits["job"] == task(last)
-    found = ended(cluster, fulcrum, last.parent)
+    wait_for(lambda: status_of(last.parent)[last.name]["state"] == "pending", "it is requeued")
+    assert status_of(last.parent)[last.name]["job"] == task(last)
+    found = ended(cluster, last.parent)
     assert [found[folder.name]["state"] for folder in (other, last)] == ["completed", "completed"]
     (first, second) = lives(last)
     assert first[:2] == ("preempted", 0) and second == ("completed", first[2], TOKENS)
@@ -129,10 +128,10 @@ def test_a_preempted_run_waits_for_its_turn_and_goes_on_bit_for_bit(
     until_gone = f"until [ -e {tmp_path}/go ]; do sleep 0.1; done"
     cluster.call("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap", until_gone)
     wait_for(lambda: queue(cluster, "%P %T") == ["low PENDING", "high RUNNING"], "the run makes room")
-    waits = status_of(fulcrum, run.parent)[run.name]
+    waits = status_of(run.parent)[run.name]
     assert waits["state"] == "pending" and waits["reason"] and 0 < waits["tokens"] < TOKENS
     (tmp_path / "go").touch()
-    assert ended(cluster, fulcrum, run.parent)[run.name]["state"] == "completed"
+    assert ended(cluster, run.parent)[run.name]["state"] == "completed"
     (first, second) = lives(run)
     assert first[0] == "preempted" and second == ("completed", first[2], TOKENS)
     assert ends(run)[0]["reason"] == "SIGUSR1"
@@ -143,7 +142,7 @@ def test_a_run_whose_node_fails_goes_on_on_another_bit_for_bit(cluster, sweep, u
     (run,) = sweep("seed=0")
     wait_for(lambda: len(checkpoints(run)) > 1, "there is a checkpoint")
     cluster.fail_node(began(run)[0]["node"])
-    assert ended(cluster, fulcrum, run.parent)[run.name]["state"] == "completed"
+    assert ended(cluster, run.parent)[run.name]["state"] == "completed"
     assert {row["node"] for row in began(run)} == set(cluster.nodes)
     (killed, second) = lives(run)
     assert killed[:2] == (None, 0) and second[0] == "completed" and 0 < second[1] < TOKENS
@@ -159,14 +158,14 @@ def test_lives_without_progress_and_too_many_lives_wait_for_resubmit(cluster, sw
         trains(often)
         cluster.call("scancel", "--signal=USR1", task(often))
         wait_for(lambda life=life: len(ends(often)) == len(ends(early)) == life, "both have heard it")
-    found = ended(cluster, fulcrum, often.parent)
+    found = ended(cluster, often.parent)
     assert [found[run.name]["state"] for run in (often, early)] == ["preempted", "preempted"]
     assert found[often.name]["reason"] == "not requeued: slurm.max_restarts=1 is reached"
     assert found[early.name]["reason"].startswith("not requeued: two lives made no progress past 0 tokens; ")
     assert [end["requeued"] for run in (often, early) for end in ends(run)] == [True, False] * 2
     again = fulcrum("slurm", "resubmit", str(often.parent), often.name)
     assert again.returncode == 0 and "1 point" in again.stderr
-    found = ended(cluster, fulcrum, often.parent)
+    found = ended(cluster, often.parent)
     assert [found[run.name]["state"] for run in (often, early)] == ["completed", "preempted"]
     assert [start for _, start, _ in lives(often)] == [0, *(end for _, _, end in lives(often)[:-1])]
     assert logged(often) == undisturbed(often)
@@ -178,14 +177,14 @@ def test_cancelled_runs_are_not_requeued_and_resubmit_goes_on(cluster, sweep, un
     trains(ours, by_hand)
     asked = fulcrum("slurm", "cancel", str(ours.parent), ours.name)
     assert asked.returncode == 0 and "asked 1 run to end" in asked.stderr
-    assert status_of(fulcrum, ours.parent)[by_hand.name]["state"] == "running"
+    assert status_of(ours.parent)[by_hand.name]["state"] == "running"
     cluster.call("scancel", task(by_hand))
-    found = ended(cluster, fulcrum, ours.parent)
+    found = ended(cluster, ours.parent)
     assert [found[run.name]["state"] for run in (ours, by_hand)] == ["cancelled", "cancelled"]
     assert found[ours.name]["reason"] == "by `fulcrum slurm cancel`" and "CANCELLED" in found[by_hand.name]["reason"]
     again = fulcrum("slurm", "resubmit", str(ours.parent), ours.name)
     assert again.returncode == 0 and "1 point" in again.stderr
-    found = ended(cluster, fulcrum, ours.parent)
+    found = ended(cluster, ours.parent)
     assert [found[run.name]["state"] for run in (ours, by_hand)] == ["completed", "cancelled"]
     (first, second) = lives(ours)
     assert first[0] == "preempted" and second == ("completed", first[2], TOKENS)
@@ -198,7 +197,7 @@ def test_a_requeue_in_mid_ramp_on_two_nodes_changes_no_bit(cluster, sweep, fulcr
     (run,) = sweep(*ramp, "slurm.nodes=2")
     wait_for(lambda: latest_row(run).get("tokens", 0) > 20_000, "the ramp is under way")
     cluster.call("scancel", "--signal=USR1", task(run))
-    assert ended(cluster, fulcrum, run.parent)[run.name]["state"] == "completed"
+    assert ended(cluster, run.parent)[run.name]["state"] == "completed"
     (first, second) = lives(run)
     assert first[0] == "preempted" and second == ("completed", first[2], rows(run / "metrics.jsonl")[-1]["tokens"])
     result = fulcrum("train", *tiny, *LONG, *ramp, f"launch.runs={tmp_path}/undisturbed")
@@ -217,15 +216,15 @@ def test_branches_wait_for_their_parent_and_a_failed_parent_is_named(cluster, fu
     child, parent = sorted(folder.glob("r*"), key=lambda run: "parent: null" in (run / "config.yaml").read_text())
     (parent / "checkpoints").write_text("in the way")
     release(cluster)
-    found = ended(cluster, fulcrum, folder)
+    found = ended(cluster, folder)
     assert found[parent.name]["state"] == "failed"
     assert found[child.name]["reason"].startswith(f"its parent {parent.name} is failed: ") and not ends(child)
 
     (parent / "checkpoints").unlink()
     again = fulcrum("slurm", "resubmit", str(folder), "slurm.sbatch=[]")
     assert again.returncode == 0, again.stderr
-    wait_for(lambda: status_of(fulcrum, folder)[child.name]["reason"] == "Dependency", "it waits for its parent")
-    found = ended(cluster, fulcrum, folder)
+    wait_for(lambda: status_of(folder)[child.name]["reason"] == "Dependency", "it waits for its parent")
+    found = ended(cluster, folder)
     assert found[parent.name]["state"] == found[child.name]["state"] == "completed"
     assert lives(child) == [("completed", 15 * 192, 6400)]
 
@@ -344,7 +343,7 @@ def status(told: Watched) -> dict[str, dict[str, Any]]:
     with pytest.MonkeyPatch.context() as patch:
         talk_to(told.cluster, patch)
         sweep = told.folders["kill"].parent
-        runs = {run["run_id"]: run for run in described(sweep, standing(sweep))["runs"]}
+        runs = status_of(sweep)
     return {name: runs[folder.name] for name, folder in told.folders.items()}
 
 

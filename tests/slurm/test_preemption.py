@@ -42,7 +42,7 @@ def test_a_run_that_ends_in_its_grace_is_requeued_although_slurm_would_let_it_go
     wait_for(lambda: any(row.get("requeued") for row in rows(run / "jobs.jsonl")), "it made room")
     wait_for(lambda: not queue(cluster), "both have ended")
     assert flaky_controller.is_dir(), "the first requeue failed"
-    assert status_of(fulcrum, run.parent)[run.name]["state"] == "completed"
+    assert status_of(run.parent)[run.name]["state"] == "completed"
     first, second = rows(run / "lives.jsonl")
     assert first["exit"] == "preempted" and second["tokens_start"] == first["tokens_end"] > 0
     assert [row["reason"] for row in rows(run / "jobs.jsonl") if "status" in row] == ["SIGTERM", "budget"]

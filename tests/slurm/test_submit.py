@@ -51,11 +51,11 @@ def arrays(sweep: Path) -> list[list[str]]:
 def test_only_what_failed_is_submitted_again(fulcrum, prepared, slurm, sweep):
     """A file lies where the checkpoints of one of two points should."""
     submit(fulcrum, "-m", *prepared, HELD, "seed=0,1")
-    good, bad = status_of(fulcrum, sweep)
+    good, bad = status_of(sweep)
     in_the_way = sweep / bad / "checkpoints"
     in_the_way.write_text("")
     release(slurm)
-    first = ended(fulcrum, sweep)
+    first = ended(sweep)
     assert (first[good]["state"], first[bad]["state"]) == ("completed", "failed")
     assert "OSError" in first[bad]["reason"] and str(in_the_way) in first[bad]["reason"]
 
@@ -64,7 +64,7 @@ def test_only_what_failed_is_submitted_again(fulcrum, prepared, slurm, sweep):
     untouched = {path.name: path.stat().st_mtime_ns for path in (sweep / good).iterdir()}
     again = fulcrum("slurm", "resubmit", str(sweep), "slurm.sbatch=[]")
     assert again.returncode == 0, again.stderr
-    second = ended(fulcrum, sweep)
+    second = ended(sweep)
     assert second[bad]["state"] == "completed" and second[bad]["tokens"] == 6400
     assert second[good] == first[good] and second[bad]["job"] != first[bad]["job"]
     assert {path.name: path.stat().st_mtime_ns for path in (sweep / good).iterdir()} == untouched
@@ -84,7 +84,7 @@ def test_the_same_command_again_does_nothing_and_a_wider_grid_adds_what_is_new(f
     first, second = arrays(sweep)
     assert len(first) == 2 and len(second) == 1 and second[0] not in first
     assert len(queue(slurm)) == 3 and set(asked) < set(queue(slurm))
-    assert {run["state"] for run in status_of(fulcrum, sweep).values()} == {"pending"}
+    assert {run["state"] for run in status_of(sweep).values()} == {"pending"}
     assert fulcrum("slurm", "cancel", str(sweep)).returncode == 0
     wait_for(lambda: not queue(slurm), "no jobs")
     said = submit(fulcrum, *grid, "seed=0,1,2")
@@ -95,11 +95,11 @@ def test_a_run_out_of_memory_completes_with_more(fulcrum, prepared, slurm, sweep
     if not slurm.limits_memory:
         pytest.skip("Slurm limits memory here only with the first version of cgroups")
     submit(fulcrum, *prepared, "slurm.mem=150")
-    ((run_id, run),) = ended(fulcrum, sweep).items()
+    ((run_id, run),) = ended(sweep).items()
     assert run["state"] == "out of memory", run
     again = fulcrum("slurm", "resubmit", str(sweep), "slurm.mem=1500")
     assert again.returncode == 0, again.stderr
-    assert ended(fulcrum, sweep)[run_id]["state"] == "completed"
+    assert ended(sweep)[run_id]["state"] == "completed"
 
 
 # ---------------------------------------------------------------------------------------------------- in the queue
@@ -112,7 +112,7 @@ def test_a_run_that_waits_shows_why(fulcrum, prepared, slurm, sweep):
     submit(fulcrum, *prepared, HELD, "seed=1")
 
     def waiting() -> list[tuple[str, str]]:
-        return sorted((run["state"], run["reason"]) for run in status_of(fulcrum, sweep).values())
+        return sorted((run["state"], run["reason"]) for run in status_of(sweep).values())
 
     wait_for(lambda: waiting() == [("pending", "JobHeldUser"), ("pending", "Resources")], "both reasons are known")
     text = fulcrum("slurm", "status", str(sweep)).stdout
@@ -125,28 +125,32 @@ def test_nodes_that_are_away_for_now_are_waited_for(fulcrum, prepared, slurm, sw
     slurm.call("scontrol", "update", nodes, "state=drain", "reason=maintenance")
     try:
         submit(fulcrum, *prepared)
-        assert [run["state"] for run in status_of(fulcrum, sweep).values()] == ["pending"]
+        assert [run["state"] for run in status_of(sweep).values()] == ["pending"]
         assert len(queue(slurm)) == 1
     finally:
         slurm.call("scontrol", "update", nodes, "state=resume")
 
 
-def test_200_points_go_in_chunks_that_wait_for_one_another(fulcrum, prepared, new_cluster, monkeypatch, sweep):
-    small = new_cluster(nodes=1, max_array_size=64)
+@pytest.mark.parametrize(("points", "chunk"), [(50, 16), pytest.param(200, 64, marks=pytest.mark.long)])
+def test_many_points_go_in_chunks_that_wait_for_one_another(
+    fulcrum, prepared, new_cluster, monkeypatch, sweep, points, chunk
+):
+    small = new_cluster(nodes=1, max_array_size=chunk)
     talk_to(small, monkeypatch)
-    submit(fulcrum, "-m", *prepared, HELD, "seed=range(200)", "slurm.parallel=3")
-    assert [len(array) for array in arrays(sweep)] == [64, 64, 64, 8]
-    assert len({run_id for array in arrays(sweep) for run_id in array}) == 200
+    submit(fulcrum, "-m", *prepared, HELD, f"seed=range({points})", "slurm.parallel=3")
+    last = points - 3 * chunk
+    assert [len(array) for array in arrays(sweep)] == [chunk, chunk, chunk, last]
+    assert len({run_id for array in arrays(sweep) for run_id in array}) == points
     listed = small.call("squeue", "--noheader", "--sort=i", "--format=%F %K %E").splitlines()
     jobs, tasks, waits_for = zip(*(line.split() for line in listed), strict=True)
-    assert tasks == ("0-63%3", "0-63%3", "0-63%3", "0-7%3")
+    assert tasks == (f"0-{chunk - 1}%3",) * 3 + (f"0-{last - 1}%3",)
     assert waits_for == ("(null)", *(f"afterany:{job}_*(unfulfilled)" for job in jobs[:-1]))
-    runs = status_of(fulcrum, sweep)
-    assert len(runs) == 200 and {run["state"] for run in runs.values()} == {"pending"}
-    assert len({run["job"] for run in runs.values()}) == 200
+    runs = status_of(sweep)
+    assert len(runs) == points and {run["state"] for run in runs.values()} == {"pending"}
+    assert len({run["job"] for run in runs.values()}) == points
     assert fulcrum("slurm", "cancel", str(sweep)).returncode == 0
     wait_for(lambda: not queue(small), "no jobs")
-    assert {run["state"] for run in status_of(fulcrum, sweep).values()} == {"cancelled"}
+    assert {run["state"] for run in status_of(sweep).values()} == {"cancelled"}
 
 
 # ---------------------------------------------------------------------------------------------------- names and code
@@ -159,7 +163,7 @@ def test_names_that_a_shell_would_change_train_and_are_recorded_as_they_are(fulc
     options = [f"label={quoted}", f"launch.runs={quoted}", f"launch.experiment={quoted}"]
     submit(fulcrum, *prepared, *options, cwd=tmp_path / name)
     sweep = tmp_path / name / name / name
-    ((run_id, run),) = ended(fulcrum, sweep).items()
+    ((run_id, run),) = ended(sweep).items()
     assert run["state"] == "completed", [path.read_text() for path in sweep.rglob("*.out")]
     config = yaml.safe_load((sweep / run_id / "config.yaml").read_text())
     record = json.loads((sweep / run_id / "run.json").read_text())
@@ -205,7 +209,7 @@ def test_what_is_edited_after_a_submission_does_not_change_its_runs(
         (checkout / name).write_text("raise SystemExit('the wrong code')\n")
     release(slurm)
     monkeypatch.delenv("PYTHONPATH")
-    ((run_id, run),) = ended(fulcrum, sweep).items()
+    ((run_id, run),) = ended(sweep).items()
     assert run["state"] == "completed", (sweep / run_id / "output.log").read_text()
     record = json.loads((sweep / run_id / "run.json").read_text())
     assert record["code_version"] == version and record["seed"] == 7
@@ -240,7 +244,7 @@ def test_a_submission_killed_before_it_noted_the_job_is_found_again(fulcrum, kil
     grid = killed('sbatch "$@"; kill')
     wait_for(lambda: len(queue(slurm)) == 2, "Slurm has the jobs")
     assert not arrays(sweep), "the manifest does not know the job"
-    found = status_of(fulcrum, sweep)
+    found = status_of(sweep)
     assert {run["job"]: run["state"] for run in found.values()} == dict.fromkeys(queue(slurm), "pending")
     assert "none of them new: nothing was submitted" in submit(fulcrum, *grid)
     assert len(queue(slurm)) == 2 and arrays(sweep) == [list(found)]
@@ -248,7 +252,7 @@ def test_a_submission_killed_before_it_noted_the_job_is_found_again(fulcrum, kil
 
 def test_a_submission_that_slurm_never_got_is_submitted_once_by_the_next_command(fulcrum, killed, slurm, sweep):
     grid = killed("kill")
-    assert {run["state"] for run in status_of(fulcrum, sweep).values()} == {"not submitted"}
+    assert {run["state"] for run in status_of(sweep).values()} == {"not submitted"}
     assert not queue(slurm)
     submit(fulcrum, *grid)
     assert "none of them new" in submit(fulcrum, *grid)
@@ -259,14 +263,14 @@ def test_a_lost_submission_is_found_by_its_own_trace_when_slurm_has_forgotten_it
     grid = killed("kill")
     (folder,) = (path for path in (sweep / ".jobs").iterdir() if (path / "folders").exists())
     (folder / "job").write_text("4711\n")  # as a job leaves it when it starts
-    runs = status_of(fulcrum, sweep).values()
+    runs = status_of(sweep).values()
     assert {run["job"]: run["state"] for run in runs} == {"4711_0": "lost", "4711_1": "lost"}
     assert "2 points ended early" in submit(fulcrum, *grid) and not queue(slurm)
 
 
 def test_nobody_submits_while_the_sbatch_of_a_killed_command_is_still_at_it(fulcrum, killed, slurm, sweep, tmp_path):
     grid = killed(f'kill; until [ -e "{tmp_path}/go" ]; do sleep 0.1; done; sbatch "$@"')
-    assert {run["state"] for run in status_of(fulcrum, sweep).values()} == {"pending"}
+    assert {run["state"] for run in status_of(sweep).values()} == {"pending"}
     second = fulcrum("slurm", "submit", *grid)
     assert second.returncode == 1 and "is being written by process" in second.stderr and not queue(slurm)
     (tmp_path / "go").touch()
@@ -374,10 +378,10 @@ def test_data_are_prepared_first_and_the_arrays_wait_for_it(fulcrum, unprepared,
 def test_cancel_ends_the_job_that_prepares_data_too(fulcrum, unprepared, slurm, sweep):
     submit(fulcrum, *unprepared, "slurm.setup=sleep 300")
     wait_for(lambda: sorted(queue(slurm, "%T")) == ["PENDING", "RUNNING"], "the data are being prepared")
-    assert [run["reason"] for run in status_of(fulcrum, sweep).values()] == ["Dependency"]
+    assert [run["reason"] for run in status_of(sweep).values()] == ["Dependency"]
     assert fulcrum("slurm", "cancel", str(sweep)).returncode == 0
     wait_for(lambda: not queue(slurm), "no jobs")
-    assert [run["state"] for run in status_of(fulcrum, sweep).values()] == ["cancelled"]
+    assert [run["state"] for run in status_of(sweep).values()] == ["cancelled"]
 
 
 def test_a_failed_preparation_is_the_reason_of_its_runs_which_train_once_it_is_mended(
@@ -387,7 +391,7 @@ def test_a_failed_preparation_is_the_reason_of_its_runs_which_train_once_it_is_m
     good = docs.read_text()
     docs.write_text("{")
     submit(fulcrum, "-m", *unprepared, "seed=0,1")
-    runs = ended(fulcrum, sweep)
+    runs = ended(sweep)
     assert [(run["state"], run["tokens"]) for run in runs.values()] == [("failed", None)] * 2
     for run in runs.values():
         assert "its data could not be prepared: " in run["reason"] and str(docs) in run["reason"]
@@ -395,5 +399,5 @@ def test_a_failed_preparation_is_the_reason_of_its_runs_which_train_once_it_is_m
     first, second = runs
     again = fulcrum("slurm", "resubmit", str(sweep), first)
     assert again.returncode == 0 and "prepares the data first" in again.stderr, again.stderr
-    runs = ended(fulcrum, sweep)
+    runs = ended(sweep)
     assert (runs[first]["state"], runs[second]["state"]) == ("completed", "failed"), "only one was asked for"
