@@ -34,7 +34,7 @@ def summaries(runs: Path) -> dict[str, dict]:
     return {path.parent.name: json.loads(path.read_text()) for path in sorted(runs.rglob("summary.json"))}
 
 
-def test_a_sweep_trains_every_point_once_and_a_second_call_finds_it_finished(fulcrum, tiny, tmp_path):
+def test_a_sweep_trains_every_point_once_and_a_damaged_record_does_not_stop_the_others(fulcrum, tiny, tmp_path):
     grid = ["train", "-m", *tiny, "seed=0,1", "launch.experiment=grid"]
     first = fulcrum(*grid)
     assert first.returncode == 0, first.stderr
@@ -50,6 +50,13 @@ def test_a_sweep_trains_every_point_once_and_a_second_call_finds_it_finished(ful
     assert second.returncode == 0 and "2 points: 2 finished, 0 to train" in second.stderr
     assert records(tmp_path) == before
     assert [path.name for path in tmp_path.iterdir()] == ["runs"], "nothing is left in the working directory"
+
+    for folder in folders:
+        (folder / "summary.json").unlink()
+    (folder / "lives.jsonl").write_text("garbage\n{}\n")
+    again = fulcrum(*grid)
+    assert again.returncode == 1 and "1 of 2 points completed" in again.stderr
+    assert f"{folder.name} could not be started" in again.stderr and "lives.jsonl, line 1" in again.stderr
 
 
 def test_one_bad_point_starts_nothing(fulcrum, tiny, tmp_path):
@@ -129,23 +136,24 @@ def workers_of(runs: Path) -> list[int]:
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="needs /proc to find processes")
 def test_a_sweep_killed_at_any_moment_ends_as_an_undisturbed_one(fulcrum, tiny, tmp_path):
-    """SIGKILL of the runner (its workers must end with it) or of a worker, again and again, at random moments."""
+    """SIGKILL of the runner (its workers must end with it) or of a worker, while they start and while they train."""
     sweep = ["train", "-m", *tiny, "ramp=constant,seesaw", "total_tokens=150000", "launch.checkpoint.every_tokens=9000"]
     undisturbed = fulcrum(*sweep, f"launch.runs={tmp_path}/undisturbed")
     assert undisturbed.returncode == 0, undisturbed.stderr
     runs, draw = tmp_path / "killed", random.Random(0)
     kills = 0
-    for attempt in range(6):
+    for kills_worker, trains in [(False, False), (False, True), (True, False), (True, True)]:
+        before = logged_bytes(runs)
         process = start(*sweep, f"launch.runs={runs}", cwd=tmp_path)
         while process.poll() is None and not workers_of(runs):
             time.sleep(0.05)
-        # importing torch takes seconds; the training that follows about one
+        # importing torch takes seconds, as does the training that follows
         deadline = time.monotonic() + 30
-        while process.poll() is None and time.monotonic() < deadline and attempt % 2 and not rows_since(runs):
+        while process.poll() is None and time.monotonic() < deadline and trains and logged_bytes(runs) <= before:
             time.sleep(0.02)
-        time.sleep(draw.uniform(0, 0.6) + (0 if attempt % 2 else 4))
+        time.sleep(draw.uniform(0, 0.6) if trains else draw.uniform(2, 4))
         if process.poll() is None:
-            victims = workers_of(runs)[:1] if attempt % 3 == 2 else [process.pid]
+            victims = workers_of(runs)[:1] if kills_worker else [process.pid]
             for victim in victims:
                 os.kill(victim, signal.SIGKILL)
                 kills += 1
@@ -167,33 +175,34 @@ def lives_of(folder: Path) -> int:
     return sum(len(path.read_text().splitlines()) for path in folder.rglob("lives.jsonl"))
 
 
-def rows_since(runs: Path) -> bool:
-    return any(path.stat().st_size for path in runs.rglob("metrics.jsonl"))
+def logged_bytes(runs: Path) -> int:
+    return sum(path.stat().st_size for path in runs.rglob("metrics.jsonl"))
 
 
-def test_sigterm_checkpoints_and_the_exit_code_says_so(fulcrum, tiny, tmp_path):
-    sweep = ["train", *tiny, "total_tokens=600000", "launch.log_every_tokens=1000"]
-    process = start(*sweep, cwd=tmp_path)
-    while process.poll() is None and not rows_since(tmp_path / "runs"):
-        time.sleep(0.05)
+def test_a_live_run_is_refused_sigterm_checkpoints_it_and_a_kill_leaves_no_word_of_that(fulcrum, tiny, tmp_path):
+    """Preempted, resumed, then killed: the run is unfinished, at whatever tokens it had."""
+    sweep = ["train", *tiny, "total_tokens=1200000", "launch.log_every_tokens=1000"]
+
+    def started(life: int) -> subprocess.Popen:
+        process = start(*sweep, cwd=tmp_path)
+        while process.poll() is None and not (lives_of(tmp_path) == life and logged_bytes(tmp_path / "runs")):
+            time.sleep(0.05)
+        return process
+
+    process = started(1)
+    second = fulcrum(*sweep)
+    assert second.returncode == 1 and "being written right now" in second.stderr
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 85
     (summary,) = summaries(tmp_path).values()
     assert summary["status"] == "preempted"
     (folder,) = (tmp_path / "runs").rglob("checkpoints")
     (newest,) = sorted(folder.iterdir())[-1:]
-    assert 0 < int(newest.name) < 600000
+    assert 0 < int(newest.name) < 1200000
 
-
-def test_a_killed_life_leaves_no_word_of_an_earlier_one(fulcrum, tiny, tmp_path):
-    """Preempted, resumed, then killed: the run is unfinished, at whatever tokens it had."""
-    sweep = ["train", *tiny, "total_tokens=600000", "launch.log_every_tokens=1000"]
-    for life, number in enumerate((signal.SIGTERM, signal.SIGKILL), 1):
-        process = start(*sweep, cwd=tmp_path)
-        while process.poll() is None and not (lives_of(tmp_path) == life and rows_since(tmp_path / "runs")):
-            time.sleep(0.05)
-        process.send_signal(number)
-        process.wait(timeout=60)
+    process = started(2)
+    process.kill()
+    process.wait(timeout=60)
     listed = json.loads(fulcrum("runs", "runs=runs", "format=json", "columns=[status]").stdout)
     assert listed == [{"status": "unfinished"}] and not summaries(tmp_path)
 
@@ -201,7 +210,7 @@ def test_a_killed_life_leaves_no_word_of_an_earlier_one(fulcrum, tiny, tmp_path)
 def test_the_first_rank_to_fail_is_named_and_the_other_does_not_hang(fulcrum, tiny, tmp_path):
     sweep = ["train", *tiny, "total_tokens=600000", "strategy=ddp", "launch.devices=2", "launch.log_every_tokens=1000"]
     process = start(*sweep, cwd=tmp_path)
-    while process.poll() is None and not rows_since(tmp_path / "runs"):
+    while process.poll() is None and not logged_bytes(tmp_path / "runs"):
         time.sleep(0.05)
     (rank_1,) = [
         worker
@@ -227,17 +236,6 @@ def test_of_processes_seen_to_end_at_once_the_killed_one_is_to_blame(tmp_path):
     assert summary["stop_reason"] == "rank 1: killed by SIGKILL; then connection reset"
 
 
-def test_one_damaged_record_does_not_stop_the_others(fulcrum, tiny, tmp_path):
-    sweep = ["train", "-m", *tiny, "seed=0,1"]
-    assert fulcrum(*sweep).returncode == 0
-    for folder in (tmp_path / "runs" / "default").glob("r*"):
-        (folder / "summary.json").unlink()
-    (folder / "lives.jsonl").write_text("garbage\n{}\n")
-    again = fulcrum(*sweep)
-    assert again.returncode == 1 and "1 of 2 points completed" in again.stderr
-    assert f"{folder.name} could not be started" in again.stderr and "lives.jsonl, line 1" in again.stderr
-
-
 def test_a_search_goes_on_until_its_best_is_bracketed_and_then_trains_nothing(fulcrum, tiny, tmp_path):
     search = ["train", *tiny, "launch.search.over=[peak_lr]", "launch.search.factor=30", "peak_lr=1e-2"]
     first = fulcrum(*search, "total_tokens=1920")
@@ -251,21 +249,11 @@ def test_a_search_goes_on_until_its_best_is_bracketed_and_then_trains_nothing(fu
     assert f"{len(rates)} points: {len(rates)} finished, 0 to train" in again.stderr
 
 
-def test_a_live_run_is_refused_by_a_second_sweep(fulcrum, tiny, tmp_path):
-    sweep = ["train", *tiny, "total_tokens=600000", "launch.log_every_tokens=1000"]
-    process = start(*sweep, cwd=tmp_path)
-    while process.poll() is None and not rows_since(tmp_path / "runs"):
-        time.sleep(0.05)
-    second = fulcrum(*sweep)
-    process.kill()
-    assert second.returncode == 1 and "being written right now" in second.stderr
-
-
 def test_a_batch_that_is_more_than_the_data_starts_nothing(fulcrum, tiny, tmp_path):
     """Of a sweep whose other point is good: known only once the data are prepared, and still before training."""
     result = fulcrum("train", "-m", *tiny, "ramp.batch_size=6,4000", "total_tokens=640000")
     assert result.returncode == 1 and "the largest batch has 4000 sequences, the data" in result.stderr
-    assert not rows_since(tmp_path / "runs")
+    assert not logged_bytes(tmp_path / "runs")
 
 
 def test_a_users_own_experiment_works_far_from_the_checkout(fulcrum, tiny, tmp_path):
