@@ -104,6 +104,21 @@ def ranks():
     ranks.close()
 
 
+@pytest.fixture(scope="module")
+def kept():
+    return []
+
+
+@pytest.fixture
+def undisturbed(ranks, make, kept, tmp_path_factory):
+    """The run under DDP that nobody stops, trained once for all tests."""
+    if not kept:
+        point = make("undisturbed", "strategy=ddp", f"launch.runs={tmp_path_factory.mktemp('undisturbed')}")
+        assert ranks.wait(*ranks.start(point)) == [0, 0]
+        kept.append(point)
+    return kept[0]
+
+
 def summary(point):
     return json.loads((point.folder / "summary.json").read_text())
 
@@ -142,14 +157,17 @@ def kill_until_it_ends(ranks, point, kills, draw, begins):
 @pytest.mark.parametrize(
     ("strategy", "kills"),
     [
-        ("fsdp", 6),
+        ("fsdp", 4),
+        pytest.param("fsdp", 50, marks=[pytest.mark.long, pytest.mark.timeout(1800)]),
         pytest.param("ddp", 50, marks=[pytest.mark.long, pytest.mark.timeout(1800)]),
         pytest.param("zero2", 50, marks=[pytest.mark.long, pytest.mark.timeout(1800)]),
         pytest.param("zero3", 50, marks=[pytest.mark.long, pytest.mark.timeout(1800)]),
     ],
 )
 def test_killed_at_random_moments_it_is_the_undisturbed_run(ranks, make, logged, strategy, kills):
-    budget = [f"total_tokens={12800 * (1 + kills // 10)}", "launch.checkpoint.every_tokens=640"]
+    # a kill before the ranks have met costs the other twice the timeout
+    budget = [f"total_tokens={6400 * (1 + kills // 5)}", "launch.checkpoint.every_tokens=640"]
+    budget += ["launch.collective_timeout=6"]
     undisturbed, killed = (make(name, f"strategy={strategy}", *budget) for name in ("undisturbed", "killed"))
     started = time.monotonic()
     pids = ranks.start(undisturbed)
@@ -165,9 +183,8 @@ def test_killed_at_random_moments_it_is_the_undisturbed_run(ranks, make, logged,
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_to_one_rank_makes_all_checkpoint_and_end(ranks, make, logged, number):
-    undisturbed, stopped = make("undisturbed", "strategy=ddp"), make("stopped", "strategy=ddp")
-    assert ranks.wait(*ranks.start(undisturbed)) == [0, 0]
+def test_a_signal_to_one_rank_makes_all_checkpoint_and_end(ranks, make, logged, undisturbed, number):
+    stopped = make("stopped", "strategy=ddp")
     pids = ranks.start(stopped)
     wait_for_rows(stopped, 3)
     assert kill(pids[1], number)
@@ -187,9 +204,8 @@ def wait_for_rows(point, count):
     raise AssertionError(log(point))
 
 
-def test_a_second_signal_ends_a_rank_at_once_and_harms_nothing(ranks, make, logged):
-    undisturbed, stopped = make("undisturbed", "strategy=ddp"), make("stopped", "strategy=ddp")
-    assert ranks.wait(*ranks.start(undisturbed)) == [0, 0]
+def test_a_second_signal_ends_a_rank_at_once_and_harms_nothing(ranks, make, logged, undisturbed):
+    stopped = make("stopped", "strategy=ddp")
     pids = ranks.start(stopped)
     wait_for_rows(stopped, 3)
     os.kill(pids[1], signal.SIGSTOP)  # it hangs: the first rank cannot finish its step
