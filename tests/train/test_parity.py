@@ -41,6 +41,8 @@ SPLIT = {
 }
 STRATEGIES = {"ddp": ["strategy=ddp"], **SPLIT, "zero3_offload_cpu": ["strategy=zero3_offload_cpu"]}
 HYBRID = ["strategy=fsdp", "launch.strategy.replicas=2"]
+MOVED_THROUGH = {("zero1", 1), ("zero3_offload_cpu", 1), ("fsdp", 4), ("zero2", 4), ("zero3", 4)}
+"""in test_layouts a run lives on these too, and is held against that of one device"""
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +87,14 @@ def check_same(point, expected, rtol=1e-5):
         assert difference < rtol, name
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    ("strategy", "world_size"),
+    [
+        pytest.param(name, size, marks=[pytest.mark.long] if (name, size) in MOVED_THROUGH else [])
+        for name in STRATEGIES
+        for size in (1, 2, 4)
+    ],
+)
 def test_a_strategy_trains_the_run_that_one_device_trains(pool, make, single, strategy, world_size):
     split = make("split", *STRATEGIES[strategy], f"launch.devices={world_size}")
     assert pool.train(split, world_size) == "completed"
