@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-RANKS, SLEEP = 2, 0.2
+RANKS, SLEEP = 2, 1.0  # seconds: more than a busy machine takes from one of two
 ROWS = [[3, 1, 2], [2, 3, 0]]  # rows of each micro-batch of each rank; 0: a masked one
 
 
