@@ -260,7 +260,7 @@ def watched(texts: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) 
     found, done = {}, []
     with ExitStack() as stack:
         clusters = [
-            stack.enter_context(up(accounting=which, min_job_age=10, memory_mb=8000)) for which in (False, True)
+            stack.enter_context(up(accounting=which, min_job_age=20, memory_mb=8000)) for which in (False, True)
         ]
         deeds = stack.enter_context(ThreadPoolExecutor())
         for cluster in clusters:
