@@ -9,6 +9,7 @@ asked to stop (resumable), 75 another process writes this run, 1 anything else; 
 
 import atexit
 import contextlib
+import importlib.util
 import math
 import os
 import platform
@@ -121,6 +122,7 @@ def slurm_environment(environment: Mapping[str, str]) -> dict[str, str]:
 def train_point(config: dict[str, Any], folder: Path, stop: Callable[[], str | None]) -> str:
     import torch
 
+    import_fabric()
     from train.loop import train
     from train.run import build_run
 
@@ -148,6 +150,17 @@ def train_point(config: dict[str, Any], folder: Path, stop: Callable[[], str | N
         write_once(folder, run.identity | created)
         warn_of_changes(folder, life)
     return train(run, life, stop)
+
+
+def import_fabric() -> None:
+    """Imports Lightning's Fabric alone. All of Lightning would bring its trainer, and torchmetrics with scipy.signal
+    and transformers, only to ask for a version: a third of the start of a worker."""
+    spec = importlib.util.find_spec("lightning")
+    assert spec
+    sys.modules["lightning"] = importlib.util.module_from_spec(spec)  # a package that has not run: its parts are found
+    sys.modules["torchmetrics"] = None  # type: ignore[assignment] # not installed, while Fabric asks
+    importlib.import_module("lightning.fabric")
+    del sys.modules["torchmetrics"]
 
 
 def warn_of_changes(folder: Path, life: dict[str, Any]) -> None:
