@@ -26,9 +26,10 @@ _FOLLOWS = ("total_tokens", "warmup_tokens", "eval.every_tokens", "seed")
 
 @dataclass(frozen=True)
 class Transfer:
-    """`fits` by law. `curves`: a row per law, run and evaluation (law, run_id, plan, fitted, seed, tokens, loss,
-    predicted). `errors`: a row per law and plan (fitted, runs, mean |error| over its curves and error at the end,
-    relative, and `spread`, what seeds differ by at the end, relative: nan for one). `notes`: what was left out."""
+    """`fits` by law. `curves`: a row per law, run and evaluation (law, run_id, plan, ramp (whether it has one), fitted,
+    seed, tokens, loss, predicted). `errors`: a row per law and plan (ramp, fitted, runs, mean |error| over its curves
+    and error at the end, relative, and `spread`, what seeds differ by at the end, relative: nan for one). `notes`: what
+    was left out."""
 
     fits: Mapping[str, Fit]
     curves: pd.DataFrame
@@ -80,13 +81,14 @@ def _plan(schedule: str, ramp: str) -> str:
 def _rows(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     """run_id, plan, fitted, seed, step, tokens, lr, batch_size and held-out loss of every evaluation after warm-up."""
     warmup = np.array([plan_in(folder).warmup_tokens for folder in runs["folder"]])
-    facts = runs[["run_id", "plan", "seed"]].assign(begins=_BEGINS * warmup)
+    ramp = ramp_names(runs) != CONSTANT_BATCH
+    facts = runs[["run_id", "plan", "seed"]].assign(begins=_BEGINS * warmup, ramp=ramp)
     known = curves.loc[curves["eval_loss"].notna(), ["run_id", "step", "tokens", "lr", "batch_size", "eval_loss"]]
     table = known.merge(facts, on="run_id")
     table = table[table["tokens"] >= table["begins"]].rename(columns={"eval_loss": "loss"})
-    table = table.assign(fitted=table["plan"].isin(FITTED), ramp=table["plan"].str.contains(", "))
+    table = table.assign(fitted=table["plan"].isin(FITTED))
     order = ["ramp", "fitted", "plan", "run_id", "step"]  # as panels and tables list them
-    return table.sort_values(order, ascending=[True, False, True, True, True], ignore_index=True).drop(columns="ramp")
+    return table.sort_values(order, ascending=[True, False, True, True, True], ignore_index=True)
 
 
 def _errors(predicted: pd.DataFrame) -> pd.DataFrame:
@@ -95,7 +97,8 @@ def _errors(predicted: pd.DataFrame) -> pd.DataFrame:
     for (law, plan), group in predicted.assign(error=relative).groupby(["law", "plan"], sort=False):
         last = group.loc[group.groupby("run_id")["tokens"].idxmax()]
         rows.append({
-            "law": law, "plan": plan, "fitted": bool(group["fitted"].iloc[0]), "runs": group["run_id"].nunique(),
+            "law": law, "plan": plan, "ramp": bool(group["ramp"].iloc[0]),
+            "fitted": bool(group["fitted"].iloc[0]), "runs": group["run_id"].nunique(),
             "mean": float(group["error"].abs().groupby(group["run_id"]).mean().mean()),
             "end": float(np.mean(last["error"])),
             "spread": float(last["loss"].std(ddof=1) / last["loss"].mean()) if len(last) > 1 else np.nan,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -32,6 +33,14 @@ def ramp_names(runs: pd.DataFrame) -> pd.Series:
     """A short name of every run's ramp, without the batch that it starts at."""
     named = {"batch_size", "batch_sizes", "lr_cut", "batch_growth", "allow_unstable"}
     return _names(runs, "ramp.", _ramp, named, [*_settings(runs), first_batch(runs)])
+
+
+def plan_names(runs: pd.DataFrame) -> dict[str, str]:
+    """run_id -> schedule and ramp, and the run_id where these do not tell runs apart."""
+    both = zip(runs["run_id"], schedule_names(runs), ramp_names(runs), strict=True)
+    named = {run: schedule if ramp == CONSTANT_BATCH else f"{schedule}, {ramp}" for run, schedule, ramp in both}
+    twice = {name for name, count in Counter(named.values()).items() if count > 1}
+    return {run: f"{name} {run}" if name in twice else name for run, name in named.items()}
 
 
 def in_order(names: Iterable[Any]) -> list[Any]:

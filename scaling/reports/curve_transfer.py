@@ -37,7 +37,10 @@ def curve_transfer(records: Records) -> Section:
         said = f"No curve was predicted: {escape(str(error))}"
         return Section([said], [section(_TITLE, paragraph(said))])
     fitted = found.errors["fitted"]
-    lines = {name: one.law.written(one.params) for name, one in found.fits.items()}
+    lines = {
+        name: f"{one.law.written(one.params)} (where {one.agreement:.0%} of the starts end)"
+        for name, one in found.fits.items()
+    }
     drawn = [
         Figure(
             "curve_transfer", _panels(found),
@@ -79,7 +82,7 @@ def _share(value: float, sign: str = "") -> Cell:
 
 
 def _answers(found: Transfer, asked: pd.DataFrame) -> list[str]:
-    ramps = asked["plan"].str.contains(", ")
+    ramps = asked["ramp"]
     said = []
     for name, rows in (("other schedules", asked[~ramps]), ("batch ramps", asked[ramps])):
         if rows.empty:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from optim.plan import plan_of
 from scaling.drawing import ACCENT, COUNT_LABEL, FAINT, Data, Spec, category, log_axis
-from scaling.naming import CONSTANT_BATCH, ramp_names, schedule_names
+from scaling.naming import plan_names
 from scaling.recorded import config_in
 from scaling.reports.page import Cell, Figure, Section, escape, figure, listing, number, paragraph, section, table
 from scaling.reports.records import Records
@@ -31,7 +31,7 @@ def theory_check(records: Records) -> Section:
     except ValueError as error:
         said = f"Nothing could be checked: {escape(str(error))}"
         return Section([said], [section(_TITLE, paragraph(said))])
-    names = _names(records.runs, found)
+    names = plan_names(records.runs[records.runs["run_id"].isin(found.points["run_id"])])
     points = found.points.assign(run=[names[run] for run in found.points["run_id"]])
     data = list(dict.fromkeys(points["run_id"]))
     sharpen = "more replicas (model.replicas): the standard error falls with their root"
@@ -78,18 +78,6 @@ def _answer(found: Checked, names: dict[str, str]) -> str:
         f"{escape(names[worst['run_id']])}); so many independent points stay below {found.limit:.2f} with probability "
         f"{LEVEL:.1%}, {verdict}."
     )
-
-
-def _names(runs: pd.DataFrame, found: Checked) -> dict[str, str]:
-    """run_id -> schedule and ramp, and the run_id where these do not tell runs apart."""
-    known = runs[runs["run_id"].isin(found.points["run_id"])]
-    ramps = [f", {name}" if name != CONSTANT_BATCH else "" for name in ramp_names(known)]
-    named = {
-        run: f"{schedule}{ramp}"
-        for run, schedule, ramp in zip(known["run_id"], schedule_names(known), ramps, strict=True)
-    }
-    twice = {name for name in named.values() if list(named.values()).count(name) > 1}
-    return {run: f"{name} {run}" if name in twice else name for run, name in named.items()}
 
 
 def _risks(runs: pd.DataFrame, points: pd.DataFrame, names: dict[str, str]) -> Spec:

@@ -7,21 +7,22 @@ import numpy as np
 import pandas as pd
 
 from scaling.drawing import COUNT_LABEL, FAINT, Data, Spec, category, log_axis, panel_title
-from scaling.naming import CONSTANT_BATCH, in_order, ramp_names, schedule_names
-from scaling.recorded import config_in
-from scaling.reports.page import Cell, Figure, Section, escape, figure, number, paragraph, section, table
+from scaling.naming import in_order, plan_names
+from scaling.recorded import config_in, first_batch_in
+from scaling.reports.page import Cell, Figure, Section, escape, figure, listing, number, paragraph, section, table
 from scaling.reports.records import Records
 from scaling.theory.check import check, problem_of
 from scaling.theory.equivalence import CUT, along_line, by_first_batch, over_constant
-from scaling.wording import plain
+from scaling.wording import plain, short
 
 _TITLE = "Growing the batch for cutting the rate, in theory and in runs"
 _TEXT = (
     "To first order in the rate, SGD knows a schedule by lr / B alone, and normalized SGD, which stands for Adam here, "
-    "by lr / sqrt(B): on such a line a cut of the rate may be made by the batch instead, in any share. At a real rate "
-    "the two differ, and exact risks say by how much. At a share of one half normalized SGD's line is at Seesaw; "
-    "beyond it the rate that normalized SGD takes grows from phase to phase, which diverges sooner or later where "
-    "gradients are noise alone (Lemma 4 of arXiv:2510.14717)."
+    "by lr / sqrt(B) as long as its gradients are mostly noise: on such a line a cut of the rate may be made by the "
+    "batch instead, in any share. At a real rate and batch the two differ, and exact risks say by how much. At a share "
+    "of one half normalized SGD's line is at Seesaw; beyond it the rate that normalized SGD takes grows from phase to "
+    "phase, which diverges sooner or later where gradients are noise alone (Lemma 4 of arXiv:2510.14717). Rates are "
+    "shares of the largest stable one; normalized SGD has none, so there it is what that would be for such gradients."
 )
 
 
@@ -32,16 +33,18 @@ def theory_seesaw(records: Records) -> Section:
         folders = records.runs.set_index("run_id")["folder"]
         configs = {run: config_in(folders[run]) for run in dict.fromkeys(found.points["run_id"])}
         first = next(iter(configs.values()))
-        problem, rows, batch = problem_of(first), first["total_tokens"], first["ramp"].get("batch_size", 1)
+        problem, rows, batch = problem_of(first), first["total_tokens"], first_batch_in(first)
         line = along_line(problem, batch, rows)
     except ValueError as error:
         said = f"Theory's ramps have nothing to stand beside: {escape(str(error))}"
         return Section([said], [section(_TITLE, paragraph(said))])
     batches = by_first_batch(problem, rows)
     lines, points = over_constant(configs, found.points)
-    drawn = []
+    drawn, notes = [], list(found.notes)
+    if len({repr(config["data"]["sources"]) for config in configs.values()}) > 1:
+        notes.append(f"There are several problems: theory alone is shown for that of {next(iter(configs))}.")
     if not lines.empty:
-        names = _names(records.runs[records.runs["run_id"].isin(lines["run_id"])])
+        names = plan_names(records.runs[records.runs["run_id"].isin(lines["run_id"])])
         lines, points = (one.assign(run=one["run_id"].map(names)) for one in (lines, points))
         drawn.append(Figure(
             "theory_seesaw_runs", _runs(lines, points),
@@ -51,20 +54,22 @@ def theory_seesaw(records: Records) -> Section:
             data=list(dict.fromkeys(lines["run_id"])), law="exact expected risk of one-pass SGD, no parameter fitted",
             sharpen="more replicas (model.replicas): the standard error falls with their root",
         ))  # fmt: skip
-    drawn += [
+    where = f"{problem.dimension} dimensions, noise of variance {problem.noise_variance:g}"
+    drawn.append(
         Figure(
             "theory_seesaw_line", _line(line),
             f"Final risk of ramps on the line of equivalence over that of the decay, which cuts the rate by {CUT:g} in "
-            f"each of {line['phases'].iloc[0]} phases of equal rows. Lines: rates, as shares of the largest stable "
-            "one. Dashed: Seesaw.", law="exact expected risk, no run",
-        ),
-        Figure(
+            f"each of {line['phases'].iloc[0]} phases of equal rows ({short(line['rows'].iloc[0])} in all; {where}; "
+            f"first batch {batch}). Lines: rates. Dashed: Seesaw.", law="exact expected risk, no run",
+        )
+    )  # fmt: skip
+    if not batches.empty:
+        drawn.append(Figure(
             "theory_seesaw_batch", _batches(batches),
-            "Seesaw over the decay for normalized SGD by the first batch, and the share of the squared gradient that "
-            "is noise when the decay ends: once that is no longer most of it, a larger batch calms nothing.",
-            law="exact expected risk, no run",
-        ),
-    ]  # fmt: skip
+            f"Seesaw over the decay for normalized SGD by the first batch ({short(rows)} rows, three phases; {where}), "
+            "and the share of the squared gradient that is noise when the decay ends. A ratio that falls again at "
+            "large batches is of runs so short that neither schedule has arrived.", law="exact expected risk, no run",
+        ))  # fmt: skip
     header = ["algorithm", "share by the batch", "rate cut by", "batch grown by", "steps", "steps saved (%)"]
     rates = list(dict.fromkeys(line["rate"]))
     header += [f"risk / decay at {rate:g} of the stable rate" for rate in rates]
@@ -77,26 +82,21 @@ def theory_seesaw(records: Records) -> Section:
             number(100 * one["saved"], ".1f"),
             *(number(ratio, ".4f") for ratio in group.set_index("rate")["ratio"][rates]),
         ])  # fmt: skip
-    blocks = [paragraph(_TEXT), *(figure(one) for one in drawn), table(header, cells)]
+    blocks = [paragraph(_TEXT), *(figure(one) for one in drawn), table(header, cells), listing(notes)]
     numbers = {
         "line": [plain(row) for row in line.to_dict("records")],
         "by_first_batch": [plain(row) for row in batches.to_dict("records")],
-        "runs": [plain(row) for row in points.to_dict("records")],
-    }
+        "runs": [plain(row) for row in points.to_dict("records")], "notes": notes,
+    }  # fmt: skip
     return Section(_answers(line, batches, lines, points), [section(_TITLE, *blocks)], drawn, numbers)
-
-
-def _names(runs: pd.DataFrame) -> dict[str, str]:
-    schedules, ramps = schedule_names(runs), ramp_names(runs)
-    several = schedules.nunique() > 1
-    named = [f"{schedule}, {ramp}" if several else ramp for schedule, ramp in zip(schedules, ramps, strict=True)]
-    return dict(zip(runs["run_id"], named, strict=True))
 
 
 def _answers(line: pd.DataFrame, batches: pd.DataFrame, lines: pd.DataFrame, points: pd.DataFrame) -> list[str]:
     said = []
     for algorithm, share, what in (("SGD", 1.0, "the batch makes the whole cut"), ("normalized SGD", 0.5, "Seesaw")):
         own = line[(line["algorithm"] == algorithm) & np.isclose(line["share"], share)]
+        if own.empty:
+            continue
         risks = "; ".join(f"{row['ratio']:.3f} at {row['rate']:g}" for _, row in own.iterrows())
         said.append(
             f"Theory, {algorithm}: where {what}, the final risk is that of the decay times <b>{risks}</b> of the "
@@ -105,18 +105,19 @@ def _answers(line: pd.DataFrame, batches: pd.DataFrame, lines: pd.DataFrame, poi
     if not batches.empty:
         worst = batches.loc[batches["ratio"].idxmax()]
         small = batches[batches["batch"] == batches["batch"].min()]["ratio"]
+        last = " or more, the largest that was looked at" if worst["batch"] == batches["batch"].max() else ""
         said.append(
-            f"Seesaw costs {small.min() - 1:.1%} to {small.max() - 1:.1%} of the risk at the smallest first batch and "
-            f"most, {worst['ratio'] - 1:.0%}, at {worst['batch']:g} rows ({worst['rate']:g} of the stable rate), where "
-            f"noise is {worst['noise']:.0%} of the squared gradient: past the critical batch."
+            f"For normalized SGD Seesaw costs {small.min() - 1:.1%} to {small.max() - 1:.1%} of the risk at the "
+            f"smallest first batch and most, {worst['ratio'] - 1:.0%}, at {worst['batch']:g} rows{last} (at "
+            f"{worst['rate']:g} of the stable rate), with noise {worst['noise']:.0%} of the squared gradient in the end"
+            + (": past the critical batch." if worst["noise"] < 0.5 else ".")
         )
     if not lines.empty:
         last = points.loc[points.groupby("run")["tokens"].idxmax()]
         exact = lines.loc[lines.groupby("run")["tokens"].idxmax()].set_index("run")["ratio"]
         ramps = [
             f"{escape(row['run'])} {row['ratio']:.3f} +- {row['error']:.3f} (exact {exact[row['run']]:.3f})"
-            for _, row in last.iterrows()
-            if not row["run"].endswith(CONSTANT_BATCH)
+            for _, row in last[last["ramp"]].iterrows()
         ]
         if ramps:
             said.append(f"Runs, at the end, over the exact constant batch: {'; '.join(ramps)}.")

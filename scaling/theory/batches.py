@@ -14,6 +14,8 @@ import pandas as pd
 from scipy.interpolate import PchipInterpolator
 
 from data.problems import Floats, LinearProblem
+from optim.plan import plan_of
+from scaling.recorded import problem_and_plan
 from scaling.theory.check import problem_of
 from scaling.theory.critical import best_risk, critical_batch_size_at
 
@@ -22,15 +24,16 @@ _POINTS = 14  # of a curve
 _DRAWS = 1000
 _FINE = 1000  # points of a curve on which its crossing is looked for
 _TAIL, _CONSTANT_BATCH, _CONSTANT = "optim.averaging.Tail", "optim.ramps.ConstantBatch", "optim.schedules.Constant"
-_APART = ("total_tokens", "ramp", "peak_lr", "seed", "model", "averages", "eval", "launch", "slurm", "vars", "label")
 
 
 @dataclass(frozen=True)
 class Batches:
-    """`best`: a row per budget (rows) and batch: lr, measured, error, exact (at that rate), rates (how many were run),
-    edge (whether the best is the least or largest of them), run_id. `curves`: rows, batch, risk, by theory, the rate
-    tuned. `critical`: rows, measured (nan where the runs do not reach it), low, high (90 %; infinite where some of what
-    the standard errors allow does not), exact."""
+    """`best`: a row per budget (rows) and batch, with its best rate: lr, measured and error (means over seeds), exact
+    (at that rate), rates (how many were run), edge (whether the best is the least or largest of them), run_id.
+    `curves`: rows, batch, risk, by theory with the rate tuned, over the batches of each budget. `critical`: rows,
+    smallest (batch), measured (nan where the runs do not reach it), low, high (90 %, without the choice of the rate;
+    infinite where some of what the standard errors allow does not reach it), bracketed (whether the best rates that it
+    rests on lie within those that were run), same (from the exact risks of the same runs), exact (the rate tuned)."""
 
     problem: LinearProblem
     best: pd.DataFrame
@@ -44,68 +47,90 @@ def batches(configs: Mapping[str, Mapping[str, Any]], points: pd.DataFrame, seed
     `check` has them. ValueError where no budget was run at two batches."""
     rows, notes = [], []
     for run, config in configs.items():
-        name = _tail(config)
-        if name is None:
-            notes.append(f"{run} is left out: its rate or batch changes, or no average is Tail(start=0.5).")
+        name, why = _tail(config)
+        own = points[(points["run_id"] == run) & (points["of"] == name)]
+        plan = plan_of(config)
+        if not why and (own.empty or own["tokens"].iloc[-1] < plan.final_tokens):
+            why = "it did not reach its budget, or its average was not evaluated there"
+        if not why and plan.total_samples % plan.segments.batch_size[0]:
+            why = "its budget is no multiple of its batch, so the last one is cut"
+        if why:
+            notes.append(f"{run} is left out: {why}.")
             continue
-        last = points[(points["run_id"] == run) & (points["of"] == name)].iloc[-1]
+        last = own.iloc[-1]
         rows.append({
-            "setting": repr({key: value for key, value in sorted(config.items()) if key not in _APART}),
-            "rows": int(last["tokens"]), "batch": config["ramp"]["batch_size"], "lr": config["peak_lr"],
-            "measured": last["measured"], "error": last["error"], "exact": last["exact"], "run_id": run,
+            "setting": problem_and_plan(config, "total_tokens", "ramp", "peak_lr"), "rows": int(last["tokens"]),
+            "batch": config["ramp"]["batch_size"], "lr": config["peak_lr"], "measured": last["measured"],
+            "error": last["error"], "exact": last["exact"], "seed": config["seed"], "run_id": run,
         })  # fmt: skip
     table = pd.DataFrame(rows)
-    if table.empty or table.groupby(["setting", "rows"])["batch"].nunique().max() < 2:
-        raise ValueError("no budget was run at two batches, at constant rates and with averages.tail of start=0.5.")
-    sizes = table["setting"].value_counts()
-    if len(sizes) > 1:
-        notes.append(f"{len(table) - sizes.iloc[0]} runs of other problems or settings are left out.")
-        table = table[table["setting"] == sizes.index[0]]
-    problem = problem_of(configs[table["run_id"].iloc[0]])
+    several = table.groupby(["setting", "rows"])["batch"].transform("nunique") > 1 if rows else pd.Series(dtype=bool)
+    if not several.any():
+        raise ValueError(
+            "no budget was run at two batches, at constant rates and with averages.tail of start=0.5. "
+            + " ".join(notes)
+        )
+    setting = table.loc[several, "setting"].mode()[0]
+    kept = several & (table["setting"] == setting)
+    if not kept.all():
+        notes.append(f"{(~kept).sum()} runs of other problems or settings, or alone at a budget, are left out.")
+    table = table[kept]
     best = _best(table)
-    smallest = int(best["batch"].min())
-    curves = pd.DataFrame([
-        {"rows": budget, "batch": batch, "risk": best_risk(problem, batch, budget).value}
-        for budget, group in best.groupby("rows")
-        for batch in np.geomspace(group["batch"].min(), group["batch"].max(), _POINTS)
-    ])  # fmt: skip
-    generator = np.random.default_rng(seed)
-    critical = pd.DataFrame([
-        {"rows": budget, **_crossing(group, generator),
-         "exact": critical_batch_size_at(problem, budget, OVERHEAD, smallest)}
-        for budget, group in best.groupby("rows")
-        if len(group) > 1 and group["batch"].min() == smallest
-    ])  # fmt: skip
-    return Batches(problem, best, curves, critical, tuple(notes))
+    if table.groupby("rows")["seed"].nunique().max() < table.groupby("rows")["batch"].nunique().max():
+        notes.append("Batches share seeds, and with them their rows: intervals are wider than 90 %.")
+    problem, generator = problem_of(configs[table["run_id"].iloc[0]]), np.random.default_rng(seed)
+    curves, critical = [], []
+    for budget, group in best.groupby("rows"):
+        smallest, largest = group["batch"].min(), group["batch"].max()
+        tuned = np.geomspace(smallest, largest, _POINTS)
+        curves += [{"rows": budget, "batch": batch, "risk": best_risk(problem, batch, budget).value} for batch in tuned]
+        exact = critical_batch_size_at(problem, budget, OVERHEAD, smallest)
+        critical.append({"rows": budget, "smallest": smallest, **_measured(group, generator), "exact": exact})
+    return Batches(problem, best, pd.DataFrame(curves), pd.DataFrame(critical), tuple(notes))
 
 
-def _tail(config: Mapping[str, Any]) -> str | None:
-    """The name of the average of the second half; None where there is none, or the plan is not constant."""
+def _tail(config: Mapping[str, Any]) -> tuple[str, str]:
+    """The name of the average of the second half; or why the run is none that theory is about."""
     if config["ramp"]["_target_"] != _CONSTANT_BATCH or config["schedule"]["_target_"] != _CONSTANT:
-        return None
-    if config["warmup_tokens"] != 0 or config["optimizer"]["weight_decay"]:
-        return None
+        return "", "its rate or batch changes"
+    if config["warmup_tokens"] != 0:
+        return "", "it has a warm-up"
+    if config["optimizer"]["weight_decay"]:
+        return "", "it has weight decay"
     averages = config["averages"] or {}
-    return next((name for name, one in averages.items() if one == {"_target_": _TAIL, "start": 0.5}), None)
+    name = next((name for name, one in averages.items() if one == {"_target_": _TAIL, "start": 0.5}), "")
+    return name, "" if name else "no average of it is optim.averaging.Tail with start=0.5"
 
 
 def _best(table: pd.DataFrame) -> pd.DataFrame:
-    kept = []
-    for _, group in table.groupby(["rows", "batch"]):
-        row = group.loc[group["measured"].idxmin()]
-        edge = row["lr"] in (group["lr"].min(), group["lr"].max())
-        kept.append({**row.drop("setting"), "rates": len(group), "edge": edge})
-    return pd.DataFrame(kept)
+    """The best rate of every budget and batch, over means of seeds."""
+    keys = ["rows", "batch", "lr"]
+    over_seeds = table.groupby(keys, as_index=False).agg(
+        measured=("measured", "mean"),
+        error=("error", lambda error: float(np.sqrt((error**2).sum()) / len(error))),
+        exact=("exact", "mean"),
+        run_id=("run_id", "first"),
+    )
+    by_batch = over_seeds.groupby(keys[:2])["lr"]
+    over_seeds["rates"] = by_batch.transform("size")
+    least, most = by_batch.transform("min"), by_batch.transform("max")
+    over_seeds["edge"] = (over_seeds["lr"] == least) | (over_seeds["lr"] == most)
+    return over_seeds.loc[over_seeds.groupby(keys[:2])["measured"].idxmin()].reset_index(drop=True)
 
 
-def _crossing(group: pd.DataFrame, generator: np.random.Generator) -> dict[str, float]:
-    """Where measured risks pass 1 + OVERHEAD times that of the smallest batch, and the ends of 90 % of what the
-    standard errors allow."""
+def _measured(group: pd.DataFrame, generator: np.random.Generator) -> dict[str, float]:
+    """Where risks pass 1 + OVERHEAD times that of the smallest batch: `critical` of one budget."""
     group = group.sort_values("batch")
-    batch, mean, error = (group[name].to_numpy(float) for name in ("batch", "measured", "error"))
+    batch, mean, error, exact = (group[name].to_numpy(float) for name in ("batch", "measured", "error", "exact"))
     drawn = np.array([crossing(batch, row) for row in generator.normal(mean, error, (_DRAWS, len(mean)))])
     low, high = np.quantile(np.where(np.isnan(drawn), np.inf, drawn), [0.05, 0.95], method="nearest")
-    return {"measured": crossing(batch, mean), "low": float(low), "high": float(high)}
+    found = crossing(batch, mean)
+    upper = int(np.searchsorted(batch, found)) if np.isfinite(found) else len(batch) - 1
+    bracketed = not group["edge"].iloc[[0, upper - 1, upper]].any()
+    return {
+        "measured": found, "low": float(low), "high": float(high), "bracketed": bracketed,
+        "same": crossing(batch, exact),
+    }  # fmt: skip
 
 
 def crossing(batch: Floats, risk: Floats) -> float:

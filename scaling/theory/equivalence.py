@@ -14,58 +14,53 @@ import pandas as pd
 
 from data.problems import Floats, LinearProblem
 from optim.plan import Plan, plan_of
+from scaling.recorded import first_batch_in, problem_and_plan
 from scaling.theory.check import exact_risk
 from scaling.theory.seesaw import Phases, handed_over, noise_share
 from scaling.theory.stability import max_stable_lr
 
 SHARES = tuple(np.linspace(0.0, 1.0, 11).tolist())
-RATES = (0.01, 0.1, 0.5)  # of the largest stable one
+RATES = (0.01, 0.1, 0.5)  # of the largest stable one; for normalized SGD, of what that is where gradients are noise
 CUT = 2.0  # of a phase
 _MOST_PHASES, _PHASES_BY_BATCH = 5, 3
 _LEAST_STEPS = 4  # of the last phase of the steepest ramp
+_MOST_STEPS = 10_000  # of a decay: each is a step in Python
 _POINTS = 150  # of a curve
 _CONSTANT = "optim.ramps.ConstantBatch"
-_NOT_THE_RUN = ("ramp", "launch", "slurm", "dry_run", "points", "label", "vars")
 
 
 def over_constant(configs: Mapping[str, Mapping[str, Any]], points: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Of runs (run_id -> configuration) that differ in their ramp alone, one of them having a constant batch: exact
-    curves (run_id, tokens, ratio) and measured points (run_id, tokens, ratio, error), both over the exact risk that
-    the weights have after as many tokens at a constant batch. `points` as `check` has them."""
-    families: dict[str, dict[str, Mapping[str, Any]]] = {}
+    curves (run_id, tokens, ratio, ramp: whether it has one) and measured points (the same and error), both over the
+    exact risk that the weights have after as many tokens at a constant batch. `points` as `check` has them."""
+    families: dict[tuple[str, int], dict[str, Mapping[str, Any]]] = {}
     for run, config in configs.items():
-        families.setdefault(_apart(config), {})[run] = config
-    pairs = [
-        (run, config, baseline)
-        for family in families.values()
-        if len(family) > 1
-        for baseline in [one for one in family.values() if one["ramp"]["_target_"] == _CONSTANT][:1]
-        for run, config in family.items()
-    ]
+        families.setdefault((problem_and_plan(config, "ramp"), first_batch_in(config)), {})[run] = config
     curves, measured = [], []
-    for run, config, baseline in pairs:
-        plan, plain = plan_of(config), plan_of(baseline)
-        seen, risks = _tokens(plain), exact_risk(baseline, np.arange(plain.serial_steps + 1))
-
-        def reference(tokens: Floats, seen: Floats = seen, risks: Floats = risks) -> Floats:
-            return np.exp(np.interp(tokens, seen, np.log(risks)))
-
-        at = np.unique(np.linspace(1, plan.serial_steps, _POINTS).astype(int))
-        tokens = _tokens(plan)[at]
-        ratio = exact_risk(config, at) / reference(tokens)
-        curves.append(pd.DataFrame({"run_id": run, "tokens": tokens, "ratio": ratio}))
-        own = points[(points["run_id"] == run) & (points["of"] == "weights")]
-        below = reference(own["tokens"].to_numpy(float))
-        measured.append(own[["run_id", "tokens"]].assign(ratio=own["measured"] / below, error=own["error"] / below))
+    for family in families.values():
+        constant = [config for config in family.values() if config["ramp"]["_target_"] == _CONSTANT]
+        if not constant or len(constant) == len(family):
+            continue
+        plan = plan_of(constant[0])
+        seen, risks = _tokens(plan), exact_risk(constant[0], np.arange(plan.serial_steps + 1))
+        for run, config in family.items():
+            ramp = config not in constant
+            plan = plan_of(config)
+            at = np.unique(np.linspace(1, plan.serial_steps, _POINTS).astype(int))
+            tokens = _tokens(plan)[at]
+            ratio = exact_risk(config, at) / _between(tokens, seen, risks)
+            curves.append(pd.DataFrame({"run_id": run, "tokens": tokens, "ratio": ratio, "ramp": ramp}))
+            own = points[(points["run_id"] == run) & (points["of"] == "weights")]
+            below = _between(own["tokens"].to_numpy(float), seen, risks)
+            over = {"ratio": own["measured"] / below, "error": own["error"] / below, "ramp": ramp}
+            measured.append(own[["run_id", "tokens"]].assign(**over))
     if not curves:
         return pd.DataFrame(), pd.DataFrame()
     return pd.concat(curves, ignore_index=True), pd.concat(measured, ignore_index=True)
 
 
-def _apart(config: Mapping[str, Any]) -> str:
-    """All of a run that is not its ramp, and the batch it begins with."""
-    rest = {name: value for name, value in sorted(config.items()) if name not in _NOT_THE_RUN}
-    return repr((rest, config["ramp"].get("batch_size")))
+def _between(tokens: Floats, seen: Floats, risks: Floats) -> Floats:
+    return np.exp(np.interp(tokens, seen, np.log(risks)))
 
 
 def _tokens(plan: Plan) -> Floats:
@@ -76,8 +71,8 @@ def _tokens(plan: Plan) -> Floats:
 def decay_of(
     problem: LinearProblem, share: float, batch_size: float, rows: float, phases: int, normalized: bool
 ) -> Phases:
-    """A rate that is halved from phase to phase of equal rows. `share` of the largest stable rate; for normalized SGD
-    of what that is where gradients are the noise of the answers."""
+    """A rate that is halved from phase to phase of equal rows. `share` of the largest stable rate; for normalized SGD,
+    which has none, of what it would be if gradients were the noise of the answers alone."""
     unit = (problem.noise_variance * problem.eigenvalues.sum() / batch_size) ** 0.5 if normalized else 1.0
     lr = share * max_stable_lr(problem, batch_size) * unit
     return Phases(lr, batch_size, (rows / phases,) * phases, CUT, 1.0)
@@ -88,15 +83,16 @@ def along_line(
 ) -> pd.DataFrame:
     """Final risks of ramps over that of the decay, at equal rows: a row per algorithm, rate (a share of the largest
     stable one) and share of the cut that the batch makes, with lr_cut, batch_growth, phases, steps, saved (share of
-    them) and ratio. At most five phases, as many as leave the steepest ramp a few steps in its last one. ValueError
-    where the rows are not enough for two."""
-    phases = _MOST_PHASES
+    them) and ratio. At most five phases, as many as leave the steepest ramp a few steps in its last one, and at most
+    10,000 steps. Without noise there is no line of normalized SGD. ValueError where rows are not enough for two phases.
+    """
+    rows, phases = min(rows, _MOST_STEPS * batch_size), _MOST_PHASES
     while phases > 1 and not _enough(rows, phases, batch_size, CUT**2):
         phases -= 1
     if phases < 2:
         raise ValueError(f"{rows:g} rows are too few for two phases of a first batch of {batch_size:g}.")
     rows_of = []
-    for normalized, algorithm in ((False, "SGD"), (True, "normalized SGD")):
+    for normalized, algorithm in ((False, "SGD"), (True, "normalized SGD"))[: 1 + (problem.noise_variance > 0)]:
         for rate in RATES:
             decay = decay_of(problem, rate, batch_size, rows, phases, normalized)
             reference, steps = decay.risks(problem, normalized)[-1], decay.steps.sum()
@@ -104,7 +100,7 @@ def along_line(
                 ramp = handed_over(decay, share, normalized)
                 rows_of.append({
                     "algorithm": algorithm, "rate": rate, "share": share, "lr_cut": ramp.lr_cut,
-                    "batch_growth": ramp.batch_growth, "phases": len(ramp.samples), "steps": int(ramp.steps.sum()),
+                    "batch_growth": ramp.batch_growth, "phases": phases, "steps": int(ramp.steps.sum()), "rows": rows,
                     "saved": 1.0 - ramp.steps.sum() / steps,
                     "ratio": float(ramp.risks(problem, normalized)[-1] / reference),
                 })  # fmt: skip
@@ -112,11 +108,12 @@ def along_line(
 
 
 def by_first_batch(problem: LinearProblem, rows: float) -> pd.DataFrame:
-    """Seesaw over the decay for normalized SGD, in three phases, from first batches of 1, 2, 4, ... rows on as long as
-    there are rows for that: batch, rate (as in `along_line`), ratio, and `noise`, the share of E|g|^2 that is noise of
-    the answers when the decay ends."""
-    found, batch = [], 1
-    while _enough(rows, _PHASES_BY_BATCH, batch, CUT):
+    """Seesaw over the decay for normalized SGD, in three phases, from first batches of 1, 2, 4, ... rows on (from more
+    where that would be over 10,000 steps) as long as there are rows for that: batch, rate (as in `along_line`), ratio,
+    and `noise`, the share of E|g|^2 that is noise of the answers when the decay ends. Empty without noise."""
+    found: list[dict[str, float]] = []
+    batch = 2 ** max(0, int(np.ceil(np.log2(rows / _MOST_STEPS))))
+    while problem.noise_variance > 0 and _enough(rows, _PHASES_BY_BATCH, batch, CUT):
         for rate in RATES:
             decay = decay_of(problem, rate, batch, rows, _PHASES_BY_BATCH, normalized=True)
             ramp = handed_over(decay, 0.5, normalized=True)

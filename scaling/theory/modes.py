@@ -30,7 +30,7 @@ class Modes:
     def kept(
         self, lr: Floats | float, batch_size: Floats | float, kurtosis: float = 3.0, weight_decay: float = 0.0
     ) -> Floats:
-        """D (..., modes) of steps with these rates and batches (...)."""
+        """D (..., modes) of steps with these rates (...) and a batch, or one each."""
         rate, batch = np.asarray(lr)[..., None], np.asarray(batch_size)[..., None]
         x = rate * self.rates
         left = 1.0 - rate * weight_decay - x

@@ -105,8 +105,9 @@ def _chunk(
     tails *= beta[..., None]
     noise_at_end = modes.noise * tails.sum(1)
     risks, r = np.empty((blocks, size)), r.copy()
-    for risk, *block in zip(risks, from_start, from_noise, end, tails, noise_at_end, strict=True):
-        start, noise, factor, tail, left = block
+    for risk, start, noise, factor, tail, left in zip(
+        risks, from_start, from_noise, end, tails, noise_at_end, strict=True
+    ):
         start.dot(r, out=risk)
         risk += noise
         r *= factor

@@ -3,8 +3,9 @@
     phases of equal samples; phase k: rate lr0 lr_cut^-k, batch B0 batch_growth^k
     SGD: two schedules are alike where lr_cut batch_growth is, normalized SGD: where lr_cut sqrt(batch_growth) is
 
-To first order in the rate, risk depends on lr / B (or lr / sqrt(B)) along the cumulative rate alone, so the two agree
-as the rate vanishes; the exact recursion says by how much they differ at a real one (arXiv:2510.14717).
+To first order in the rate, SGD's risk depends on lr / B along the cumulative rate alone, so the two agree as the rate
+vanishes; normalized SGD's on lr / sqrt(B) where its gradients are noise of the answers, and not beyond. The exact
+recursion says by how much they differ (arXiv:2510.14717).
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ class Phases:
 
 def handed_over(decay: Phases, share: float, normalized: bool = False) -> Phases:
     """`decay` with a share of each cut (of its logarithm, 0 to 1) made by the batch instead, along the line on which
-    SGD, or normalized SGD, cannot tell schedules apart as the rate vanishes. 1 leaves the rate as it is."""
+    SGD cannot tell schedules apart as the rate vanishes, or normalized SGD where gradients are noise besides. A share
+    of 1 leaves the rate as it is."""
     if not 0 <= share <= 1:
         raise ValueError(f"share={share} must lie between 0, all by the rate, and 1, all by the batch.")
     cut = decay.alpha if normalized else decay.lr_cut * decay.batch_growth
@@ -83,8 +85,8 @@ def handed_over(decay: Phases, share: float, normalized: bool = False) -> Phases
 
 
 def seesaw(decay: Phases) -> Phases:
-    """The ramp that normalized SGD cannot tell from `decay`: cuts by sqrt(alpha), and batches that grow by alpha. It is
-    the last one on its line that does not diverge."""
+    """The ramp that normalized SGD cannot tell from `decay` where gradients are noise: cuts by sqrt(alpha), and batches
+    that grow by alpha. It is the last one on its line that does not diverge there."""
     return handed_over(decay, 0.5, normalized=True)
 
 

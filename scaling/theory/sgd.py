@@ -94,7 +94,8 @@ def sgd_risk(
     """
     run = schedule_of(lr, batch_size, steps, plan)
     asked = asked_steps(at, len(run.lr))
-    different = slice(1) if run.constant else slice(None)
+    cut = plan is not None and len(run.lr) > 1 and run.batch_size[-1] < run.batch_size[-2]
+    different = slice(1) if run.constant else slice(-1 if cut else None)  # a last batch that is cut is not repeated
     check_stable(problem, run.lr[different], run.batch_size[different], kurtosis, weight_decay)
 
     def curve(modes: Modes) -> Floats:
