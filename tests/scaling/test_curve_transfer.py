@@ -54,7 +54,7 @@ def recorded(tiny):
 
 def test_curves_of_the_law_itself_are_predicted_on_unseen_schedules_and_ramps(recorded):
     folder = recorded()
-    found = transfer(load_runs(folder), load_curves(folder))
+    found = transfer(load_runs(folder), load_curves(folder), starts=4)
     errors = found.errors.set_index(["law", "plan"])
     assert set(errors.index.get_level_values("plan")) == {"Constant", "Cosine", "WSD linear", "Cosine, Seesaw"}
     assert errors["fitted"].groupby("plan").first().to_dict() == {
@@ -90,7 +90,7 @@ def test_the_plan_of_a_record_is_what_dense_rows_say(recorded):
 def test_the_section_says_errors_and_laws(recorded):
     folder = recorded(PLANS, 1e-3)
     runs, curves = load_runs(folder), load_curves(folder)
-    section = curve_transfer(Records(runs, curves, Settings(bootstrap=0)))
+    section = curve_transfer(Records(runs, curves, Settings(bootstrap=0, starts=4)))
     assert "batch ramps (Cosine, Seesaw)" in " ".join(section.answers) and "SGD risk by <b>" in section.answers[0]
     assert section.numbers["fitted_to"] == ["Constant", "Cosine"] and len(section.numbers["errors"]) == 8
     assert {one.law for one in section.constants} == {"SGD risk", "Multi-power law"}
