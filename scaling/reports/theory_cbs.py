@@ -127,7 +127,8 @@ def _agreement(largest: float, limit: float, of_all: float) -> str:
     agree = "agree" if largest <= limit else "do not agree"
     return (
         f"At the best rates, risks {agree} with exact ones: the largest |z| is {largest:.2f} (99.9 % limit "
-        f"{limit:.2f}). Over all points it is {of_all:.2f}; near the largest stable rate risks are heavy-tailed, and z says little."
+        f"{limit:.2f}). Over all points it is {of_all:.2f}; near the largest stable rate risks are heavy-tailed, and z "
+        "says little."
     )
 
 
