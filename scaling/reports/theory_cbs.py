@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 
 from scaling.drawing import COUNT_LABEL, INK, Data, Spec, category, log_axis
-from scaling.recorded import config_in
 from scaling.reports.page import (
     Cell,
     Figure,
@@ -41,9 +40,7 @@ def theory_cbs(records: Records) -> Section:
     """Best risks by batch and the critical batch by budget, measured and exact."""
     try:
         checked = check(records.runs, records.curves)
-        folders = records.runs.set_index("run_id")["folder"]
-        configs = {run: config_in(folders[run]) for run in dict.fromkeys(checked.points["run_id"])}
-        found = batches(configs, checked.points, records.settings.seed)
+        found = batches(checked.configs, checked.points, records.settings.seed)
     except ValueError as error:
         said = f"No critical batch was measured beside theory's: {escape(str(error))}"
         return Section([said], [section(_TITLE, paragraph(said))])
@@ -54,8 +51,8 @@ def theory_cbs(records: Records) -> Section:
     drawn = [
         Figure(
             "theory_cbs_risk", _risks(found),
-            "Least excess risk over rates by batch, for each budget of rows, over that of the smallest batch. Points: "
-            f"runs, with two standard errors; lines: exact. Dashed: {1 + OVERHEAD:g}.",
+            "Least excess risk over rates by batch, for each budget of rows, over the exact one of the smallest batch. "
+            f"Points: runs, with two standard errors; lines: exact. Dashed: {1 + OVERHEAD:g}.",
             data=data, law="exact expected risk, the rate tuned; no parameter fitted", sharpen=sharpen,
         ),
         Figure(
@@ -91,20 +88,16 @@ def theory_cbs(records: Records) -> Section:
         "largest_z": checked.largest, "limit": checked.limit, "notes": [*found.notes, *checked.notes],
     }  # fmt: skip
     z = (best["measured"] - best["exact"]) / best["error"]
-    replicas = min(int(config["model"]["replicas"]) for config in configs.values())
+    replicas = min(config["model"]["replicas"] for config in checked.configs.values())
     agreement = _agreement(float(z.abs().max()), quantile(len(z), replicas), checked.largest)
     answers = [*_answers(best, critical, line), agreement]
     return Section(answers, [section(_TITLE, *blocks)], drawn, numbers)
 
 
 def _interval(low: float, high: float) -> str:
-    return (
-        f"{low:.1f} to {high:.1f}"
-        if np.isfinite(high)
-        else f"at least {low:.1f}"
-        if np.isfinite(low)
-        else "not reached"
-    )
+    if not np.isfinite(low):
+        return "not reached"
+    return f"{low:.1f} to {high:.1f}" if np.isfinite(high) else f"at least {low:.1f}"
 
 
 def _count(value: float) -> Cell:
@@ -161,7 +154,7 @@ def _risks(found: Batches) -> Spec:
     start = found.curves.loc[found.curves.groupby("rows")["batch"].idxmin()].set_index("rows")["risk"]
     points = best.assign(budget=best["rows"].map(short), ratio=best["measured"] / best["rows"].map(start))
     error = 2 * best["error"] / best["rows"].map(start)
-    points = points.assign(low=points["ratio"] - error, high=points["ratio"] + error)
+    points = points.assign(low=(points["ratio"] - error).clip(lower=0.1), high=points["ratio"] + error)
     lines = found.curves.assign(
         budget=found.curves["rows"].map(short), ratio=found.curves["risk"] / found.curves["rows"].map(start)
     )

@@ -8,7 +8,7 @@ import pandas as pd
 
 from scaling.drawing import COUNT_LABEL, FAINT, Data, Spec, category, log_axis, panel_title
 from scaling.naming import in_order, plan_names
-from scaling.recorded import config_in, first_batch_in
+from scaling.recorded import first_batch_in
 from scaling.reports.page import Cell, Figure, Section, escape, figure, listing, number, paragraph, section, table
 from scaling.reports.records import Records
 from scaling.theory.check import check, problem_of
@@ -30,8 +30,7 @@ def theory_seesaw(records: Records) -> Section:
     """Ratios of risk, ramp over decay, at equal rows: measured and exact; and theory's for other rates and batches."""
     try:
         found = check(records.runs, records.curves)
-        folders = records.runs.set_index("run_id")["folder"]
-        configs = {run: config_in(folders[run]) for run in dict.fromkeys(found.points["run_id"])}
+        configs = found.configs
         first = next(iter(configs.values()))
         problem, rows, batch = problem_of(first), first["total_tokens"], first_batch_in(first)
         line = along_line(problem, batch, rows)

@@ -27,9 +27,11 @@ _MEASURED = "excess_risk"
 @dataclass(frozen=True)
 class Checked:
     """`points`: run_id, of ("weights" or the average's name), step, tokens, batch_size, measured, error (standard error
-    over replicas), exact, z. `largest` |z|, and `limit`, its quantile at `LEVEL` for so many independent points."""
+    over replicas), exact, z. `configs`: of the runs checked, by run_id. `largest` |z|, and `limit`, its quantile at
+    `LEVEL` for so many independent points."""
 
     points: pd.DataFrame
+    configs: Mapping[str, Mapping[str, Any]]
     largest: float
     limit: float
     notes: tuple[str, ...]
@@ -45,7 +47,7 @@ def check(runs: pd.DataFrame, curves: pd.DataFrame) -> Checked:
     A point is one where risk was measured after at least a step. z takes the replicas' mean for normal, which it is not
     near the stability limit, where risks are heavy-tailed: use small rates.
     """
-    frames, notes = [], []
+    frames, notes, configs = [], [], {}
     if "folder" not in runs or _MEASURED not in curves:
         raise ValueError("no run of model=linear data=power_law was recorded: excess_risk is missing.")
     for _, run in runs.iterrows():
@@ -57,15 +59,15 @@ def check(runs: pd.DataFrame, curves: pd.DataFrame) -> Checked:
         logged = curves[(curves["run_id"] == run["run_id"]) & curves[_MEASURED].notna()].sort_values("tokens")
         try:
             frames.append(_points(config, logged).assign(run_id=run["run_id"]))
+            configs[run["run_id"]] = config
         except ValueError as error:  # as a last batch that is cut to so few rows that its rate is not stable
             notes.append(f"{run['run_id']} is left out: {error}")
     if not frames:
         raise ValueError("no run of model=linear data=power_law was recorded. " + " ".join(notes))
     points = pd.concat(frames, ignore_index=True)
     points["z"] = (points["measured"] - points["exact"]) / points["error"]
-    checked = runs[runs["run_id"].isin(points["run_id"])]
-    replicas = int(pd.to_numeric(checked["model.replicas"]).min())
-    return Checked(points, float(points["z"].abs().max()), quantile(len(points), replicas), tuple(notes))
+    replicas = min(config["model"]["replicas"] for config in configs.values())
+    return Checked(points, configs, float(points["z"].abs().max()), quantile(len(points), replicas), tuple(notes))
 
 
 def quantile(points: int, replicas: int) -> float:
