@@ -1,0 +1,259 @@
+"""Attention over several ranks is that of one device: this file is also the program that four ranks run."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from train.context_parallel.kernel import Seen, block, block_backward, merge
+from train.context_parallel.placement import Context, Place, neighbours, positions, source, zigzag
+from train.context_parallel.ring import part
+
+RANKS, S, B, K = 4, 96, 2, 32
+CASES = {  # hp, cp, window, placement, query heads, key/value heads, documents
+    "ring": (1, 4, None, "head_first", 4, 4, False),
+    "heads": (4, 1, None, "head_first", 4, 4, False),
+    "both": (2, 2, None, "head_first", 4, 2, True),
+    "both, context first": (2, 2, None, "context_first", 4, 4, True),
+    "two windows": (1, 4, 2, "head_first", 4, 2, True),
+    "windows of one": (1, 4, 1, "head_first", 2, 1, False),
+    "more ranks than key heads": (4, 1, None, "head_first", 8, 2, True),
+    "two groups": (2, 1, None, "head_first", 4, 1, True),
+    "two groups of a ring": (1, 2, 1, "head_first", 4, 4, True),
+}
+
+
+def inputs(heads, kv_heads, documents, data=0):
+    """q, k, v (B, S, heads, K), the gradient of the output, documents (B, S) or None: the same on every rank."""
+    generator = torch.Generator().manual_seed(7 + data)
+    q, k, v, grad = (torch.randn(B, S, n, K, generator=generator) for n in (heads, kv_heads, kv_heads, heads))
+    starts = torch.rand(B, S, generator=generator) < 0.06  # boundaries in all places, also at chunks' edges
+    starts[:, S // 8], starts[0, S // 2] = True, True
+    return q, k, v, grad, starts.long().cumsum(1) if documents else None
+
+
+def one_device(q, k, v, grad, documents, scale):
+    q, k, v = (x.clone().requires_grad_() for x in (q, k, v))
+    mask = torch.ones(S, S).tril().bool()[None]
+    if documents is not None:
+        mask = mask & (documents[:, :, None] == documents[:, None, :])
+    out = torch.nn.functional.scaled_dot_product_attention(
+        *(x.transpose(1, 2) for x in (q, k, v)), attn_mask=mask[:, None], scale=scale, enable_gqa=True
+    ).transpose(1, 2)
+    out.backward(grad)
+    return [x.detach() for x in (out, q.grad, k.grad, v.grad)]
+
+
+def rank_main(folder: Path) -> None:
+    import torch.distributed as dist
+
+    from train.context_parallel import ring
+    from train.context_parallel.attention import attention
+    from train.context_parallel.groups import build_groups
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    sent: list[tuple[int, int, int]] = []
+    plain = ring.exchange
+
+    def counted(tensors, pair, group):
+        sent.append((dist.get_global_rank(group, pair[0]), sum(x.numel() for x in tensors), tensors[0].element_size()))
+        return plain(tensors, pair, group)
+
+    ring.exchange = counted
+    found = {}
+    for name, (hp, cp, window, placement, heads, kv_heads, documents) in CASES.items():
+        context = Context(hp, cp, window, placement)
+        group = build_groups(context)
+        data, own = divmod(dist.get_rank(), context.size)
+        q, k, v, grad, docs = inputs(heads, kv_heads, documents, data)
+        held = torch.from_numpy(positions(context, S, context.place(own)))
+        q, k, v, grad = (x[:, held] for x in (q, k, v, grad))
+        q, k, v = (x.clone().requires_grad_() for x in (q, k, v))
+        of_ring = None if docs is None else docs[:, torch.from_numpy(zigzag(S, cp))].transpose(0, 1)
+        sent.clear()
+        out = attention(q, k, v, of_ring, group, K**-0.5)
+        forward = list(sent)
+        out.backward(grad)
+        found[name] = ([x.detach() for x in (out, q.grad, k.grad, v.grad)], forward, sent[len(forward) :])
+    torch.save(found, folder / f"{dist.get_rank()}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What each rank found, by case."""
+    folder = tmp_path_factory.mktemp("context")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, folder],
+            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(RANKS)
+    ]
+    errors = [process.communicate(timeout=200)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * RANKS, errors
+    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_output_and_gradients_are_those_of_one_device(ranks, case):
+    hp, cp, window, placement, heads, kv_heads, documents = CASES[case]
+    context = Context(hp, cp, window, placement)
+    for data in range(RANKS // context.size):
+        expected = one_device(*inputs(heads, kv_heads, documents, data), K**-0.5)
+        for name, whole, of_rank in zip(("out", "dq", "dk", "dv"), expected, range(4), strict=True):
+            joined = torch.full_like(whole, torch.nan)
+            for own in range(context.size):
+                held = torch.from_numpy(positions(context, S, context.place(own)))
+                joined[:, held] = ranks[data * context.size + own][case][0][of_rank]
+            assert (joined - whole).norm() <= 1e-6 * whole.norm(), name
+
+
+@pytest.mark.parametrize("case", [name for name, values in CASES.items() if values[1] > 1])
+def test_the_ring_sends_what_the_formulas_say_and_windows_are_crossed_as_rarely(ranks, case):
+    hp, cp, window, placement, _, kv_heads, _ = CASES[case]
+    context = Context(hp, cp, window, placement)
+    share = 2 * B * S // cp * max(1, kv_heads // hp) * K  # keys and values of a rank, in elements
+    for rank in range(RANKS):
+        _, forward, backward = ranks[rank][case]
+        again = [one for one in backward if one[1] == share]
+        assert sum(n for _, n, _ in forward) == (cp - 1) * share
+        assert sum(n for _, n, _ in again) == (cp - 1) * share + cp * share  # keys and values, and their gradients
+        own = context.place(rank % context.size).ring
+        crossing = [
+            to for to, _, _ in forward
+            if context.place(to % context.size).ring // context.inner != own // context.inner
+        ]  # fmt: skip
+        assert len(crossing) == cp // context.inner - 1
+
+
+@given(st.integers(1, 6), st.integers(1, 4), st.integers(1, 3), st.sampled_from(["head_first", "context_first"]))
+def test_every_position_has_one_place_and_every_rank_the_same_work(cp, hp, each, placement):
+    context = Context(hp, cp, None, placement)
+    length = 2 * cp * hp * each
+    held = [positions(context, length, context.place(rank)) for rank in range(context.size)]
+    assert sorted(np.concatenate(held)) == list(range(length))
+    assert all((np.diff(own) > 0).all() for own in held)
+    work = zigzag(length, cp).sum(1)
+    assert (work == work[0]).all()
+    assert [context.rank(context.place(rank)) for rank in range(context.size)] == list(range(context.size))
+
+
+@given(st.sampled_from([(1, 1), (2, 1), (2, 2), (4, 2), (6, 3), (8, 2), (8, 4), (6, 1)]))
+def test_keys_arrive_where_they_are_worked_on_and_gradients_come_home(shape):
+    """The hops of all ranks, played through: who sends what is who is said to have it next."""
+    cp, w = shape
+    context = Context(ring=cp, window=w)
+    near = [neighbours(context, rank) for rank in range(cp)]
+    for pairs in ([n.inner for n in near], [n.outer for n in near], [n.diagonal for n in near]):
+        for rank, (to, _) in enumerate(pairs):
+            assert pairs[to][1] == rank
+    seen = [{source(context, rank, o, t) for o in range(cp // w) for t in range(w)} for rank in range(cp)]
+    assert all(sources == set(range(cp)) for sources in seen)
+    gradients = list(range(cp))  # whose gradients each rank has
+    for outer in range(cp // w):
+        for turn in range(w):
+            assert gradients == [source(context, rank, outer, turn) for rank in range(cp)]
+            moved = list(gradients)
+            for rank in range(cp):
+                moved[(near[rank].inner if turn + 1 < w else near[rank].diagonal)[0]] = gradients[rank]
+            gradients = moved
+    assert gradients == list(range(cp))
+
+
+@pytest.mark.parametrize("cp", [1, 2, 4])
+def test_parts_of_the_ring_see_what_a_causal_mask_shows(cp):
+    held = torch.from_numpy(zigzag(48, cp))
+    for own in range(cp):
+        for of in range(cp):
+            T = held.shape[1]
+            shown = torch.zeros(T, T, dtype=torch.bool)
+            rows, keys, seen = part(own, of, T, None)
+            shown[rows, keys] = torch.ones(T, T).tril().bool() if seen.causal else True
+            assert torch.equal(shown, held[own][:, None] >= held[of])
+
+
+@pytest.mark.parametrize("tile", [5, 512])
+@pytest.mark.parametrize("documents", [False, True])
+def test_blocks_merge_to_the_whole_and_their_gradients_add_up(monkeypatch, tile, documents):
+    monkeypatch.setattr("train.context_parallel.kernel._TILE", tile)
+    q, k, v, grad, docs = inputs(4, 2, documents)
+    expected = one_device(q, k, v, grad, docs, 0.2)
+    q, k, v, grad = (x.transpose(1, 2) for x in (q, k, v, grad))
+    half = S // 2
+    blocks = [
+        (slice(0, half), slice(0, half), True), (slice(half, S), slice(half, S), True),
+        (slice(half, S), slice(0, half), False),
+    ]  # fmt: skip
+    out, lse = torch.zeros_like(q), torch.full(q.shape[:3], -torch.inf)
+
+    def seen(rows, keys, causal):
+        return Seen(causal) if docs is None else Seen(causal, docs[:, rows], docs[:, keys])
+
+    for rows, keys, causal in blocks:
+        found = block(q[:, :, rows], k[:, :, keys], v[:, :, keys], seen(rows, keys, causal), 0.2)
+        out[:, :, rows], lse[:, :, rows] = merge(out[:, :, rows], lse[:, :, rows], *found)
+    gradients = [torch.zeros_like(x) for x in (q, k, v)]
+    for rows, keys, causal in blocks:
+        places = (rows, keys, keys)
+        found = block_backward(
+            grad[:, :, rows], q[:, :, rows], k[:, :, keys], v[:, :, keys], out[:, :, rows], lse[:, :, rows],
+            seen(rows, keys, causal), 0.2,
+        )  # fmt: skip
+        for total, place, one in zip(gradients, places, found, strict=True):
+            total[:, :, place] += one
+    for found, whole in zip([out, *gradients], expected, strict=True):
+        assert (found.transpose(1, 2) - whole).norm() <= 1e-6 * whole.norm()
+
+
+def test_a_row_that_sees_nothing_adds_nothing():
+    q, k = torch.randn(1, 1, 3, 32), torch.randn(1, 1, 4, 32)
+    seen = Seen(False, torch.tensor([[0, 1, 5]]), torch.tensor([[1, 1, 2, 2]]))
+    out, lse = block(q, k, k, seen, 0.2)
+    assert (out[0, 0, [0, 2]] == 0).all() and (lse[0, 0, [0, 2]] == -torch.inf).all() and lse[0, 0, 1].isfinite()
+    both = merge(*block(q, k, k, seen, 0.2), out, lse)
+    assert not any(x.isnan().any() for x in both)
+    dq, dk, dv = block_backward(torch.ones_like(q), q, k, k, out, lse, seen, 0.2)
+    assert (dq[0, 0, [0, 2]] == 0).all() and not any(x.isnan().any() for x in (dq, dk, dv))
+
+
+@pytest.mark.parametrize(("context", "message"), [
+    ({"ring": 0}, "context.ring=0 must be at least 1"),
+    ({"ring": 6, "window": 4}, r"context.window=4 does not divide context.ring=6: use one of \[1, 2, 3, 6\]"),
+    ({"placement": "ring_first"}, "context.placement=ring_first"),
+])  # fmt: skip
+def test_contexts_that_cannot_be_are_refused(context, message):
+    with pytest.raises(ValueError, match=message):
+        Context(**context)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ((100, 4, 4), "sequence_length=100 cannot be cut into .* = 8 equal parts: use 96 or 104"),
+    ((96, 3, 3), r"head_parallel=2 does not divide the 3 query heads: use one of \[1, 3\]"),
+    ((96, 6, 3), "head_parallel=2 and the 3 key/value heads"),
+])  # fmt: skip
+def test_what_does_not_fit_a_context_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Context(2, 2).check(*arguments)
+
+
+def test_slices_of_heads_are_places(monkeypatch):
+    assert Context(2, 3).place(3) == Place(1, 1) and Context(2, 3, None, "context_first").place(3) == Place(0, 1)
+
+
+if __name__ == "__main__":
+    rank_main(Path(sys.argv[1]))

@@ -1,0 +1,7 @@
+"""Context parallelism: the tokens of a sequence over ranks, after LoongTrain's 2D attention (arXiv:2406.18485).
+
+placement   which rank holds which positions: pure functions
+kernel      attention of some queries to some keys, with the log-sum-exp by which such blocks are merged
+ring        keys and values travel a ring, or rings of rings; gradients follow them
+attention   heads over some ranks, the ring over the others
+"""
