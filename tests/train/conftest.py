@@ -43,6 +43,32 @@ def life(one_thread: None) -> Callable[..., Any]:
     return life
 
 
+@pytest.fixture(scope="session")
+def run_ranks() -> Callable[[str, Path, int], list[str]]:
+    """Runs a program with a folder as its argument, as so many ranks of one world; returns what each said of errors."""
+
+    def run_ranks(program: str, folder: Path, ranks: int) -> list[str]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        common = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        common |= {"OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
+        processes = [
+            subprocess.Popen(
+                [sys.executable, program, folder],
+                env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(ranks)
+        ]
+        errors = [process.communicate(timeout=200)[1] for process in processes]
+        assert [process.returncode for process in processes] == [0] * ranks, errors
+        return errors
+
+    return run_ranks
+
+
 @pytest.fixture
 def weights() -> Callable[..., Any]:
     """The weights that a run in this process trained, flat, by parameter."""

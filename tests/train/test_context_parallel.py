@@ -1,9 +1,10 @@
 """Attention over several ranks is that of one device: this file is also the program that four ranks run."""
 
-import os
-import socket
-import subprocess
+import queue
 import sys
+import threading
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -88,24 +89,10 @@ def rank_main(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
+def ranks(tmp_path_factory, run_ranks):
     """What each rank found, by case."""
     folder = tmp_path_factory.mktemp("context")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, folder],
-            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(RANKS)
-    ]
-    errors = [process.communicate(timeout=200)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0] * RANKS, errors
+    run_ranks(__file__, folder, RANKS)
     return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
 
 
@@ -185,6 +172,56 @@ def test_parts_of_the_ring_see_what_a_causal_mask_shows(cp):
             rows, keys, seen = part(own, of, T, None)
             shown[rows, keys] = torch.ones(T, T).tril().bool() if seen.causal else True
             assert torch.equal(shown, held[own][:, None] >= held[of])
+
+
+def in_threads(monkeypatch, cp, q, k, v, grad, scale):
+    """out, dq, dk, dv of a ring whose ranks are threads, and whose sends are queues."""
+    from train.context_parallel import ring as module
+
+    queues: dict[tuple[str, int, int], queue.Queue] = defaultdict(queue.Queue)
+    own = threading.local()
+
+    class Coming(module.Sending):
+        def wait(self):
+            return self.requests[0].get(timeout=60)
+
+    def exchange(tensors, pair, group):
+        queues[group, own.rank, pair[0]].put([tensor.clone() for tensor in tensors])
+        return Coming([], [queues[group, pair[1], own.rank]])
+
+    monkeypatch.setattr(module, "exchange", exchange)
+    context, held = Context(ring=cp), torch.from_numpy(zigzag(q.shape[2], cp))
+    found = [torch.empty_like(x) for x in (q, q, k, v)]
+
+    def run(rank):
+        own.rank = rank
+        part = [x[:, :, held[rank]].clone().requires_grad_() for x in (q, k, v)]
+        out = module.RingAttention.apply(*part, None, module.Ring(context, rank, "keys", "windows", "gradients"), scale)
+        out.backward(grad[:, :, held[rank]])
+        for whole, one in zip(found, [out.detach(), *(x.grad for x in part)], strict=True):
+            whole[:, :, held[rank]] = one
+
+    with ThreadPoolExecutor(cp) as pool:
+        list(pool.map(run, range(cp)))
+    return found
+
+
+def test_the_error_of_bfloat16_does_not_grow_with_the_ring(monkeypatch):
+    """Relative errors against float64, of out, dq, dk and dv, for rings of 1, 2, 4 and 8 ranks."""
+    generator = torch.Generator().manual_seed(3)
+    exact = [torch.randn(1, 2, 256, 64, generator=generator).bfloat16().double() for _ in range(4)]
+    q, k, v, grad = (x.clone().requires_grad_() for x in exact)
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.125)
+    out.backward(grad.detach())
+    expected = [out.detach(), q.grad, k.grad, v.grad]
+    errors = {}
+    for cp in (1, 2, 4, 8):
+        with monkeypatch.context() as patch:
+            found = in_threads(patch, cp, *(x.bfloat16() for x in exact), 0.125)
+        errors[cp] = [float((a.double() - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True)]
+    assert max(errors[1]) < 0.01
+    for cp in (2, 4, 8):
+        assert all(ring < 1.25 * one for ring, one in zip(errors[cp], errors[1], strict=True)), errors
 
 
 @pytest.mark.parametrize("tile", [5, 512])

@@ -2,8 +2,6 @@
 
 import json
 import os
-import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,25 +13,10 @@ ROWS = [[3, 1, 2], [2, 3, 0]]  # rows of each micro-batch of each rank; 0: a mas
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory):
+def measured(tmp_path_factory, run_ranks):
     """What each rank wrote."""
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    common["PYTHONSAFEPATH"] = "1"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, folder],
-            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(RANKS)
-    ]
-    errors = [process.communicate(timeout=200)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0] * RANKS, errors
+    errors = run_ranks(__file__, folder, RANKS)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(RANKS)], errors
 
 
