@@ -104,10 +104,10 @@ def _answers(line: pd.DataFrame, batches: pd.DataFrame, lines: pd.DataFrame, poi
     if not batches.empty:
         worst = batches.loc[batches["ratio"].idxmax()]
         small = batches[batches["batch"] == batches["batch"].min()]["ratio"]
-        last = " or more, the largest that was looked at" if worst["batch"] == batches["batch"].max() else ""
+        more = " or more, the largest that was looked at" if worst["batch"] == batches["batch"].max() else ""
         said.append(
             f"For normalized SGD Seesaw costs {small.min() - 1:.1%} to {small.max() - 1:.1%} of the risk at the "
-            f"smallest first batch and most, {worst['ratio'] - 1:.0%}, at {worst['batch']:g} rows{last} (at "
+            f"smallest first batch and most, {worst['ratio'] - 1:.0%}, at {worst['batch']:g} rows{more} (at "
             f"{worst['rate']:g} of the stable rate), with noise {worst['noise']:.0%} of the squared gradient in the end"
             + (": past the critical batch." if worst["noise"] < 0.5 else ".")
         )

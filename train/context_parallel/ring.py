@@ -108,9 +108,10 @@ class RingAttention(torch.autograd.Function):
             rows, keys, seen = part(ring.rank, of, T, _pair(documents, ring.rank, of))
             found = block(q[:, :, rows], k_of[:, :, keys], v_of[:, :, keys], seen, scale)
             out[:, :, rows], lse[:, :, rows] = merge(out[:, :, rows], lse[:, :, rows], *found)
-        ctx.save_for_backward(q, k, v, out.to(q.dtype), lse)
+        out = out.to(q.dtype)
+        ctx.save_for_backward(q, k, v, out, lse)
         ctx.documents, ctx.ring, ctx.scale = documents, ring, scale
-        return out.to(q.dtype)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
