@@ -288,7 +288,7 @@ def test_what_does_not_fit_a_context_is_refused(arguments, message):
         Context(2, 2).check(*arguments)
 
 
-def test_slices_of_heads_are_places(monkeypatch):
+def test_ranks_of_one_place_in_the_ring_are_neighbours_when_heads_come_first():
     assert Context(2, 3).place(3) == Place(1, 1) and Context(2, 3, None, "context_first").place(3) == Place(0, 1)
 
 
