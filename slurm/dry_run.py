@@ -138,7 +138,8 @@ def memory_table(point: Point, of_several: bool) -> list[str]:
     which = f"{point.run_id}, which needs the most: memory" if of_several else "memory"
     lines = [
         f"{which} of a rank by strategy, {devices} device{'s' * (devices > 1)}, {micro_batch_size(point)} sequences a "
-        f"micro-batch, {point.config['precision']}, activation checkpointing {launch['activation_checkpointing']}",
+        f"micro-batch, {point.config['precision']}, activation checkpointing {launch['activation_checkpointing']}"
+        + (f", context {name}" if (name := Context(**point.config["context"]).name) else ""),
         "  " + " " * 20 + "".join(f"{name:>12}" for name in (*COLUMNS, "total", "on host", "on disk")),
     ]
     whole = instantiate(point.config["optimizer"]).needs_whole_matrices
@@ -193,7 +194,7 @@ def measured_speeds(point: Point) -> list[float]:
         "flops_per_token": point.shape.flops_per_token(plan.sequence_length),
         "precision": point.config["precision"],
     }
-    context = point.config["context"] if sharing(point) > 1 else None
+    context = Context(**point.config["context"]).name
     layout = {"world_size": launch["devices"], "strategy": strategy_name(point), "context": context}
     return _speeds(point.folder.parent, tuple(wanted.items()), tuple(layout.items()))
 

@@ -136,7 +136,7 @@ def train_point(config: dict[str, Any], folder: Path, stop: Callable[[], str | N
         "micro_batch_size": run.micro_batch_size,
         "activation_checkpointing": config["launch"]["activation_checkpointing"],
         "compile": config["launch"]["compile"],
-        "context": config["context"] if run.group else None,
+        "context": run.group.context.name if run.group else None,
         "threads": threads,
         "device": str(run.fabric.device),
         "host": platform.node(),

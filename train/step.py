@@ -145,7 +145,8 @@ def _to_device(fabric: Fabric, batch: Batch) -> list[Tensor | None]:
         # from pinned memory the copy does not hold the host up
         return fabric.to_device(tensor.pin_memory() if fabric.device.type == "cuda" else tensor)
 
-    return [None if x is None else moved(x) for x in batch]
+    tokens, targets, documents, positions = (None if x is None else moved(x) for x in batch)
+    return [tokens, targets, documents, positions]
 
 
 def _sum_over_ranks(fabric: Fabric, x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.context_parallel.kernel import Seen, block, block_backward, merge
+from train.context_parallel.kernel import Seen, areas, block, block_backward, has_flash, merge
 from train.context_parallel.placement import Context, Place, check_documents, neighbours, positions, source, zigzag
 from train.context_parallel.ring import part
 
@@ -243,10 +243,13 @@ def test_the_error_of_bfloat16_does_not_grow_with_the_ring(monkeypatch):
         assert all(ring < 1.25 * one for ring, one in zip(errors[cp], errors[1], strict=True)), errors
 
 
-@pytest.mark.parametrize("tile", [5, 512])
+@pytest.mark.parametrize("kernel", ["flash", "plain", "plain, in tiles of 5"])
 @pytest.mark.parametrize("documents", [False, True])
-def test_blocks_merge_to_the_whole_and_their_gradients_add_up(monkeypatch, tile, documents):
-    monkeypatch.setattr("train.context_parallel.kernel._TILE", tile)
+def test_blocks_merge_to_the_whole_and_their_gradients_add_up(monkeypatch, kernel, documents):
+    if kernel != "flash":
+        monkeypatch.setattr("train.context_parallel.kernel.has_flash", lambda q: False)
+    if kernel.endswith("5"):
+        monkeypatch.setattr("train.context_parallel.kernel._TILE", 5)
     q, k, v, grad, docs = inputs(4, 2, documents)
     expected = one_device(q, k, v, grad, docs, 0.2)
     q, k, v, grad = (x.transpose(1, 2) for x in (q, k, v, grad))
@@ -287,6 +290,22 @@ def test_a_row_that_sees_nothing_adds_nothing():
     assert (dq[0, 0, [0, 2]] == 0).all() and not any(x.isnan().any() for x in (dq, dk, dv))
 
 
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=9), st.lists(st.integers(0, 4), min_size=1, max_size=9))
+def test_areas_are_where_documents_are_the_same(of_q, of_k):
+    documents = [torch.tensor(sorted(of)) for of in (of_q, of_k)]
+    seen = torch.zeros(len(of_q), len(of_k), dtype=torch.bool)
+    for _, rows, keys in areas(Seen(False, *(of[None] for of in documents))):
+        assert not seen[rows].any() and not seen[:, keys].any()
+        seen[rows, keys] = True
+    assert torch.equal(seen, documents[0][:, None] == documents[1])
+
+
+def test_a_kernel_that_is_not_there_is_named_with_what_is_done_in_its_place(capsys):
+    assert has_flash(torch.empty(1, 1, 2, 64)) and has_flash(torch.empty(1, 1, 2, 512))
+    assert not has_flash(torch.empty(1, 1, 2, 64, device="meta"))
+    assert "not torch.float32 and 64: plain matrix products in its place" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("context", "message"), [
     ({"ring": 0}, "context.ring=0 must be at least 1"),
     ({"ring": 6, "window": 4}, r"context.window=4 does not divide context.ring=6: use one of \[1, 2, 3, 6\]"),
@@ -299,8 +318,8 @@ def test_contexts_that_cannot_be_are_refused(context, message):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     ((100, 4, 4), "sequence_length=100 cannot be cut into .* = 8 equal parts: use 96 or 104"),
-    ((96, 3, 3), r"head_parallel=2 does not divide the 3 query heads: use one of \[1, 3\]"),
-    ((96, 6, 3), "head_parallel=2 and the 3 key/value heads"),
+    ((96, 3, 3), r"head_parallel=2 does not divide model.n_heads=3: use one of \[1, 3\]"),
+    ((96, 6, 3), "head_parallel=2 and model.n_kv_heads=3: one must divide"),
 ])  # fmt: skip
 def test_what_does_not_fit_a_context_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):

@@ -191,8 +191,9 @@ def context(name):
 
 
 @pytest.mark.parametrize(("layout", "strategy"), [
-    ("ring", "ddp"), ("heads", "ddp"), ("both", "fsdp"), ("both, context first", "zero1"), ("two windows", "zero3"),
-    ("ring of two groups", "zero2"), ("heads of two groups", "ddp"),
+    ("ring", "ddp"), ("both", "fsdp"), ("two windows", "zero3"), ("ring of two groups", "zero2"),
+    pytest.param("heads", "ddp", marks=pytest.mark.long), pytest.param("both", "zero1", marks=pytest.mark.long),
+    pytest.param("heads of two groups", "ddp", marks=pytest.mark.long),
 ])  # fmt: skip
 def test_a_context_trains_the_run_that_one_device_trains(pool, make, single, layout, strategy):
     how, world_size = context(layout)
@@ -210,7 +211,9 @@ PACKED = [
 ]
 
 
-@pytest.mark.parametrize(("layout", "strategy"), [("both", "zero1"), ("two windows", "fsdp")])
+@pytest.mark.parametrize(("layout", "strategy"), [
+    ("both, context first", "zero1"), pytest.param("two windows", "fsdp", marks=pytest.mark.long)
+])  # fmt: skip
 def test_documents_averages_evaluations_and_noise_are_those_of_one_device(pool, make, single, layout, strategy):
     """Shared key heads, more ranks than these; recomputed but for attention."""
     how, world_size = context(layout)

@@ -31,11 +31,7 @@ def spread(model: Transformer, group: Group) -> None:
     def attend(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None, scale: float | None) -> Tensor:
         return attention(q, k, v, documents, group, q.shape[-1] ** -0.5 if scale is None else scale)
 
-    model.mask = _as_they_are
+    model.mask = Tensor.cpu  # documents decide what is done at all: once to the host, not once a layer
     for module in model.modules():
         if isinstance(module, Attention):
             module.attend = attend
-
-
-def _as_they_are(documents: Tensor) -> Tensor:
-    return documents

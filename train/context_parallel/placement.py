@@ -57,6 +57,12 @@ class Context:
         return self.head_parallel * self.ring
 
     @property
+    def name(self) -> str | None:
+        """Its keys and values; None where every rank has whole sequences."""
+        keys = f"ring={self.ring} head_parallel={self.head_parallel} window={self.inner} placement={self.placement}"
+        return keys if self.size > 1 else None
+
+    @property
     def inner(self) -> int:
         """Ranks of an inner ring."""
         return self.ring if self.window is None else self.window
@@ -94,12 +100,12 @@ class Context:
             )
         if heads % self.head_parallel:
             raise ValueError(
-                f"context.head_parallel={self.head_parallel} does not divide the {heads} query heads: use one of "
+                f"context.head_parallel={self.head_parallel} does not divide model.n_heads={heads}: use one of "
                 f"{[n for n in range(1, heads + 1) if heads % n == 0]}."
             )
         if kv_heads % self.head_parallel and self.head_parallel % kv_heads:
             raise ValueError(
-                f"context.head_parallel={self.head_parallel} and the {kv_heads} key/value heads: one must divide the "
+                f"context.head_parallel={self.head_parallel} and model.n_kv_heads={kv_heads}: one must divide the "
                 "other."
             )
 
