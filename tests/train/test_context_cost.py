@@ -152,6 +152,24 @@ def test_a_window_takes_the_longer_of_its_hops_and_of_the_way_to_the_next(flops)
     assert cost(MHA, context, one, S).forward.total == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("context", [Context(ring=32, window=8), Context(2, 16, 4)])
+def test_links_inside_and_between_nodes_work_side_by_side(context):
+    """A network twice as fast as a node hides float32 gradients behind bfloat16 keys: all but the last hop's."""
+    one = machine(network_bandwidth=2 * MACHINE.node_bandwidth, latency=0.0, flops=math.inf)
+    free = dataclasses.replace(one, network_bandwidth=math.inf)
+    last = 4 * sent(MHA, context, S).hop / one.network_bandwidth
+    waits, waits_free = (cost(MHA, context, each, S).backward.ring for each in (one, free))
+    assert waits - waits_free == pytest.approx(last)
+
+
+@pytest.mark.parametrize("network", [1e9, 1e12])
+def test_an_all_to_all_takes_as_long_as_its_slower_share(network):
+    """16 ranks on two nodes of 8: 7 peers on one's own, 8 on the other."""
+    one, numbers = machine(network_bandwidth=network, latency=1e-3), sent(MHA, Context(16), S).peer
+    shares = (peers * (4e-3 + 2 * numbers / speed) for peers, speed in ((7, one.node_bandwidth), (8, network)))
+    assert cost(MHA, Context(16), one, S).forward.all_to_all == pytest.approx(max(shares))
+
+
 @given(contexts(), machines, st.sampled_from(["node_bandwidth", "network_bandwidth", "flops", "latency"]))
 def test_a_better_machine_is_never_slower(both, given_machine, what):
     shape, context = both

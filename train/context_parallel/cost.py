@@ -4,9 +4,9 @@
     seconds of a hop's products and of its transfers --overlap--> forward and backward: compute, ring, all-to-all
 
 The volumes are LoongTrain's (arXiv:2406.18485) with the key/value heads that `train.context_parallel.attention` sends;
-the schedule is that of `train.context_parallel.ring`. Derived here, not in the paper: messages that a rank sends at once
-share a link, of which it has two, inside its node and between nodes; all ranks wait for the slowest. What does not
-depend on the layout (projections, MLP, recomputation) is not part of it, nor are merging and document masks.
+the schedule is that of `train.context_parallel.ring`. Derived here, not in the paper: a rank has two links, inside its
+node and between nodes, and what it sends at one time over one of them shares it; all ranks wait for the slowest. What
+does not depend on the layout (projections, MLP, recomputation) is not part of it, nor are merging and document masks.
 """
 
 from __future__ import annotations
