@@ -15,7 +15,7 @@ import pandas as pd
 from scaling.fit import Fit, fit
 from scaling.laws import Law, MultiPower, SGDRisk
 from scaling.losses import Huber
-from scaling.naming import CONSTANT_BATCH, ramp_names, schedule_names
+from scaling.naming import CONSTANT_BATCH, plan_labels, ramp_names
 from scaling.recorded import plan_in
 from scaling.settings import apart, comparable
 
@@ -59,7 +59,7 @@ def transfer(
         raise ValueError(
             f"runs lie in {len(folders)} folders: their plans are looked up in one. Report on one experiment."
         )
-    runs["plan"] = [_plan(*both) for both in zip(schedule_names(runs), ramp_names(runs), strict=True)]
+    runs["plan"] = plan_labels(runs)
     missing = [name for name in FITTED if name not in set(runs["plan"])]
     if missing or set(runs["plan"]) == set(FITTED):
         wanted = f"schedule={' and '.join(missing).lower()}" if missing else "a schedule or ramp to predict"
@@ -72,10 +72,6 @@ def transfer(
     parts = [table.assign(law=name, predicted=found.predict(table)["loss"].to_numpy()) for name, found in fits.items()]
     predicted = pd.concat(parts, ignore_index=True)
     return Transfer(fits, predicted, _errors(predicted), tuple(notes))
-
-
-def _plan(schedule: str, ramp: str) -> str:
-    return schedule if ramp == CONSTANT_BATCH else f"{schedule}, {ramp}"
 
 
 def _rows(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:

@@ -35,10 +35,15 @@ def ramp_names(runs: pd.DataFrame) -> pd.Series:
     return _names(runs, "ramp.", _ramp, named, [*_settings(runs), first_batch(runs)])
 
 
+def plan_labels(runs: pd.DataFrame) -> list[str]:
+    """Schedule and ramp of every run: "Cosine, Seesaw"; of a constant batch the schedule alone."""
+    both = zip(schedule_names(runs), ramp_names(runs), strict=True)
+    return [schedule if ramp == CONSTANT_BATCH else f"{schedule}, {ramp}" for schedule, ramp in both]
+
+
 def plan_names(runs: pd.DataFrame) -> dict[str, str]:
     """run_id -> schedule and ramp, and the run_id where these do not tell runs apart."""
-    both = zip(runs["run_id"], schedule_names(runs), ramp_names(runs), strict=True)
-    named = {run: schedule if ramp == CONSTANT_BATCH else f"{schedule}, {ramp}" for run, schedule, ramp in both}
+    named = dict(zip(runs["run_id"], plan_labels(runs), strict=True))
     twice = {name for name, count in Counter(named.values()).items() if count > 1}
     return {run: f"{name} {run}" if name in twice else name for run, name in named.items()}
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from scaling.drawing import COUNT_LABEL, INK, Data, Spec, category, log_axis
+from scaling.reports.figures_theory import measured_beside_exact
 from scaling.reports.page import (
     Cell,
     Figure,
@@ -152,24 +153,20 @@ def _answers(best: pd.DataFrame, critical: pd.DataFrame, line: pd.DataFrame) -> 
 def _risks(found: Batches) -> Spec:
     data, best = Data(), found.best
     start = found.curves.loc[found.curves.groupby("rows")["batch"].idxmin()].set_index("rows")["risk"]
-    points = best.assign(budget=best["rows"].map(short), ratio=best["measured"] / best["rows"].map(start))
-    error = 2 * best["error"] / best["rows"].map(start)
-    points = points.assign(low=(points["ratio"] - error).clip(lower=0.1), high=points["ratio"] + error)
+    of_start = best[["measured", "error"]].div(best["rows"].map(start), axis=0)
+    points = best.assign(budget=best["rows"].map(short), ratio=of_start["measured"], error=of_start["error"])
     lines = found.curves.assign(
         budget=found.curves["rows"].map(short), ratio=found.curves["risk"] / found.curves["rows"].map(start)
     )
     across = log_axis(alt.X, "batch", "batch (rows)", points["batch"], COUNT_LABEL)
-    up = log_axis(
-        alt.Y, "ratio", "risk / that of the smallest batch", np.concatenate([points["low"], points["high"]]),
-        "format(datum.value, '~g')",
-    )  # fmt: skip
+    reach = 2 * points["error"]
+    ends = np.append((points["ratio"] - reach).clip(lower=0.1), points["ratio"] + reach)
+    up = log_axis(alt.Y, "ratio", "risk / that of the smallest batch", ends, "format(datum.value, '~g')")
     colour = category("budget", [short(rows) for rows in sorted(set(best["rows"]))], "rows")
     edge = data.chart(pd.DataFrame({"ratio": [1 + OVERHEAD]})).mark_rule(strokeDash=[4, 3], color=INK)
     layers = [
         edge.encode(y="ratio:Q"),
-        data.chart(lines).mark_line(strokeWidth=1.6).encode(across, up, color=colour),
-        data.chart(points).mark_rule(strokeWidth=1.2).encode(across, y=alt.Y("low:Q"), y2="high:Q", color=colour),
-        data.chart(points).mark_point(filled=True, size=30).encode(across, y=alt.Y("ratio:Q"), color=colour),
+        *measured_beside_exact(data, lines, points, across, up, "ratio", colour),
     ]
     return data.finish(alt.layer(*layers).properties(width=560, height=320), legend="top")
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import altair as alt
 import numpy as np
 import pandas as pd
@@ -9,10 +12,10 @@ import pandas as pd
 from optim.plan import plan_of
 from scaling.drawing import ACCENT, COUNT_LABEL, FAINT, Data, Spec, category, log_axis
 from scaling.naming import plan_names
-from scaling.recorded import config_in
+from scaling.reports.figures_theory import measured_beside_exact
 from scaling.reports.page import Cell, Figure, Section, escape, figure, listing, number, paragraph, section, table
 from scaling.reports.records import Records
-from scaling.theory.check import LEVEL, Checked, check, exact_risk
+from scaling.theory.check import LEVEL, Checked, check, exact_curve
 from scaling.wording import plain
 
 _TITLE = "The trainer against exact risk"
@@ -37,7 +40,7 @@ def theory_check(records: Records) -> Section:
     sharpen = "more replicas (model.replicas): the standard error falls with their root"
     drawn = [
         Figure(
-            "theory_risk", _risks(records.runs, points, names),
+            "theory_risk", _risks(found, points, names),
             "Excess risk of the weights against rows seen: points are means over replicas, lines exact.",
             data=data, law="exact expected risk of one-pass SGD, no parameter fitted", sharpen=sharpen,
         ),
@@ -80,30 +83,19 @@ def _answer(found: Checked, names: dict[str, str]) -> str:
     )
 
 
-def _risks(runs: pd.DataFrame, points: pd.DataFrame, names: dict[str, str]) -> Spec:
+def _risks(found: Checked, points: pd.DataFrame, names: dict[str, str]) -> Spec:
     weights = points[points["of"] == "weights"]
-    lines = pd.concat([_curve(row, names[row["run_id"]]) for _, row in runs.iterrows() if row["run_id"] in names])
+    lines = pd.concat([_curve(found.configs[run]).assign(run=name) for run, name in names.items()])
     data, colour = Data(), category("run", list(dict.fromkeys(names.values())))
-    bars = weights.assign(
-        low=weights["measured"] - 2 * weights["error"], high=weights["measured"] + 2 * weights["error"]
-    )
     across = log_axis(alt.X, "tokens", "rows seen", weights["tokens"], COUNT_LABEL)
     values = np.concatenate([lines["exact"], weights["measured"]])
     up = log_axis(alt.Y, "exact", "excess risk", values, "format(datum.value, '~g')")
-    layers = [
-        data.chart(lines).mark_line(strokeWidth=1.5).encode(across, up, color=colour),
-        data.chart(bars).mark_rule(strokeWidth=1.2).encode(across, y=alt.Y("low:Q"), y2="high:Q", color=colour),
-        data.chart(bars).mark_point(filled=True, size=28).encode(across, y=alt.Y("measured:Q"), color=colour),
-    ]
+    layers = measured_beside_exact(data, lines, weights, across, up, "measured", colour)
     return data.finish(alt.layer(*layers).properties(width=620, height=360), legend="top")
 
 
-def _curve(run: pd.Series, name: str) -> pd.DataFrame:
-    config = config_in(run["folder"])
-    plan = plan_of(config)
-    at = np.unique(np.geomspace(1, plan.serial_steps, _CURVE).astype(int))
-    tokens = np.append(plan.steps().tokens_before[1:], plan.final_tokens)[at - 1]
-    return pd.DataFrame({"run": name, "tokens": tokens, "exact": exact_risk(config, at)})
+def _curve(config: Mapping[str, Any]) -> pd.DataFrame:
+    return exact_curve(config, np.unique(np.geomspace(1, plan_of(config).serial_steps, _CURVE).astype(int)))
 
 
 def _z(points: pd.DataFrame, limit: float) -> Spec:

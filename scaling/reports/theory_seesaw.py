@@ -9,6 +9,7 @@ import pandas as pd
 from scaling.drawing import COUNT_LABEL, FAINT, Data, Spec, category, log_axis, panel_title
 from scaling.naming import in_order, plan_names
 from scaling.recorded import first_batch_in
+from scaling.reports.figures_theory import measured_beside_exact
 from scaling.reports.page import Cell, Figure, Section, escape, figure, listing, number, paragraph, section, table
 from scaling.reports.records import Records
 from scaling.theory.check import check, problem_of
@@ -125,16 +126,11 @@ def _answers(line: pd.DataFrame, batches: pd.DataFrame, lines: pd.DataFrame, poi
 
 def _runs(lines: pd.DataFrame, points: pd.DataFrame) -> Spec:
     data, colour = Data(), category("run", in_order(lines["run"]))
-    bars = points.assign(low=points["ratio"] - 2 * points["error"], high=points["ratio"] + 2 * points["error"])
     across = alt.X("tokens:Q", title="rows seen", axis=alt.Axis(labelExpr=COUNT_LABEL))
     kept = points[points["error"] < 0.5 * points["ratio"]]
     values = np.concatenate([lines["ratio"], kept["ratio"]])
     up = log_axis(alt.Y, "ratio", "risk / that of a constant batch", values, "format(datum.value, '~g')")
-    layers = [
-        data.chart(lines).mark_line(strokeWidth=1.5).encode(across, up, color=colour),
-        data.chart(bars).mark_rule(strokeWidth=1.2).encode(across, y=alt.Y("low:Q"), y2="high:Q", color=colour),
-        data.chart(bars).mark_point(filled=True, size=28).encode(across, y=alt.Y("ratio:Q"), color=colour),
-    ]
+    layers = measured_beside_exact(data, lines, points, across, up, "ratio", colour)
     return data.finish(alt.layer(*layers).properties(width=620, height=320), legend="top")
 
 

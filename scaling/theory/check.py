@@ -92,6 +92,13 @@ def exact_risk(config: Mapping[str, Any], at: np.ndarray, average: Average | Non
     return sgd_risk(problem_of(config), plan=plan_of(config), at=at, weight_decay=decay, average=average)
 
 
+def exact_curve(config: Mapping[str, Any], at: np.ndarray) -> pd.DataFrame:
+    """tokens and exact risk of a run's weights after `at` steps."""
+    plan = plan_of(config)
+    tokens = np.append(plan.steps().tokens_before, plan.final_tokens)[at]
+    return pd.DataFrame({"tokens": tokens, "exact": exact_risk(config, at)})
+
+
 def _not_checked(config: Mapping[str, Any], run: pd.Series) -> str:
     optimizer, sources = config["optimizer"], config["data"]["sources"]
     if any(source["_target_"] != _PROBLEM for source in sources.values()):

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from data.problems import Floats, LinearProblem
-from optim.plan import Plan, plan_of
+from optim.plan import plan_of
 from scaling.recorded import first_batch_in, problem_and_plan
-from scaling.theory.check import exact_risk
+from scaling.theory.check import exact_curve
 from scaling.theory.seesaw import Phases, handed_over, noise_share
 from scaling.theory.stability import max_stable_lr
 
@@ -41,17 +41,14 @@ def over_constant(configs: Mapping[str, Mapping[str, Any]], points: pd.DataFrame
         constant = [config for config in family.values() if config["ramp"]["_target_"] == _CONSTANT]
         if not constant or len(constant) == len(family):
             continue
-        plan = plan_of(constant[0])
-        seen, risks = _tokens(plan), exact_risk(constant[0], np.arange(plan.serial_steps + 1))
+        baseline = exact_curve(constant[0], np.arange(plan_of(constant[0]).serial_steps + 1))
         for run, config in family.items():
             ramp = config not in constant
-            plan = plan_of(config)
-            at = np.unique(np.linspace(1, plan.serial_steps, _POINTS).astype(int))
-            tokens = _tokens(plan)[at]
-            ratio = exact_risk(config, at) / _between(tokens, seen, risks)
-            curves.append(pd.DataFrame({"run_id": run, "tokens": tokens, "ratio": ratio, "ramp": ramp}))
+            curve = exact_curve(config, np.unique(np.linspace(1, plan_of(config).serial_steps, _POINTS).astype(int)))
+            ratio = curve["exact"] / _between(curve["tokens"], baseline)
+            curves.append(pd.DataFrame({"run_id": run, "tokens": curve["tokens"], "ratio": ratio, "ramp": ramp}))
             own = points[(points["run_id"] == run) & (points["of"] == "weights")]
-            below = _between(own["tokens"].to_numpy(float), seen, risks)
+            below = _between(own["tokens"], baseline)
             over = {"ratio": own["measured"] / below, "error": own["error"] / below, "ramp": ramp}
             measured.append(own[["run_id", "tokens"]].assign(**over))
     if not curves:
@@ -59,13 +56,9 @@ def over_constant(configs: Mapping[str, Mapping[str, Any]], points: pd.DataFrame
     return pd.concat(curves, ignore_index=True), pd.concat(measured, ignore_index=True)
 
 
-def _between(tokens: Floats, seen: Floats, risks: Floats) -> Floats:
-    return np.exp(np.interp(tokens, seen, np.log(risks)))
-
-
-def _tokens(plan: Plan) -> Floats:
-    """Seen before the first and after every step (T + 1,)."""
-    return np.append(plan.steps().tokens_before, plan.final_tokens).astype(np.float64)
+def _between(tokens: pd.Series, curve: pd.DataFrame) -> Floats:
+    """The risk of a curve after so many tokens."""
+    return np.exp(np.interp(tokens, curve["tokens"], np.log(curve["exact"])))
 
 
 def decay_of(
