@@ -19,6 +19,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def train_point(config: dict[str, Any], folder: Path, stop: Callable[[], str | N
         "micro_batch_size": run.micro_batch_size,
         "activation_checkpointing": config["launch"]["activation_checkpointing"],
         "compile": config["launch"]["compile"],
-        "context": config["context"] if run.group else None,
+        "context": asdict(run.group.context) if run.group else None,
         "threads": threads,
         "device": str(run.fabric.device),
         "host": platform.node(),

@@ -84,9 +84,8 @@ def cost(
 
     inner, outer = (busy(leaves, 2, one.hop) for leaves in (where.inner, where.outer))
     gradient, diagonal = (busy(leaves, 2, one.hop, GRADIENT_BYTES) for leaves in (where.inner, where.diagonal))
-    inside, outside = (
-        busy(leaves, 4 * peers, peers * one.peer) for leaves, peers in ((False, where.inside), (True, where.outside))
-    )
+    peers = ((False, where.inside), (True, where.outside))
+    inside, outside = (busy(leaves, 2 * ranks, ranks * one.peer) for leaves, ranks in peers)
     all_to_all = float((inside + outside).max())
 
     pairs = rows * sequence_length * (sequence_length + 1) / 2
@@ -157,7 +156,7 @@ def paths(context: Context, ranks_per_node: int) -> Paths:
     first = np.arange(0, math.lcm(context.size, ranks_per_node), context.size)
     ranks = np.array([[context.rank(Place(place, head)) for head in heads] for place in ring])
     nodes = (first[:, None, None] + ranks) // ranks_per_node  # (group, ring, head)
-    to = np.array([[pair[0] for pair in neighbours(context, place)] for place in ring])  # (ring, 3)
+    to = np.array([[pair[0] for pair in neighbours(context.ring, context.inner, place)] for place in ring])  # (ring, 3)
     inner, outer, diagonal = ((nodes[:, to[:, kind]] != nodes).any() for kind in range(3))
     away = (nodes[..., None] != nodes[..., None, :]).sum(axis=-1)
     inside = (context.head_parallel - 1 - away).max()
@@ -184,7 +183,7 @@ def ranked(
     shape: Shape, size: int, machine: Machine, sequence_length: int, rows: int = 1, number_bytes: int = 2
 ) -> list[Cost]:
     """Every layout of `size` ranks, the fastest first. ValueError where the sequence cannot be cut so."""
-    Context(ring=size).check(sequence_length, shape.n_heads, shape.kv_heads)
+    Context(ring=size).check_model(sequence_length, shape.n_heads, shape.kv_heads)
     costs = [cost(shape, context, machine, sequence_length, rows, number_bytes) for context in layouts(shape, size)]
     return sorted(costs, key=_rounded)  # equal ones stay in the order of layouts()
 

@@ -9,8 +9,9 @@ into heads puts them back together in order.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +51,11 @@ class Context:
             )
         if self.placement not in (HEAD_FIRST, CONTEXT_FIRST):
             raise ValueError(f"context.placement={self.placement}: use {HEAD_FIRST} or {CONTEXT_FIRST}.")
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Context:
+        """From the key `context` of a configuration, of which the rest does not place anything."""
+        return cls(**{field.name: settings[field.name] for field in fields(cls)})
 
     @property
     def size(self) -> int:
