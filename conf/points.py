@@ -232,7 +232,7 @@ def resolve(config: dict[str, Any], overrides: list[str]) -> Point:
         _instantiate_all(node)
     strategy, optimizer = instantiate(launch["strategy"]), instantiate(config["optimizer"])
     strategy.check(launch["devices"])
-    context = Context(**config["context"])
+    context = Context.of(config["context"])
     if context.size > 1:
         _check(
             isinstance(shape, Shape),

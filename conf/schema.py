@@ -62,6 +62,22 @@ class Parent:
 
 
 @dataclass
+class Machine:
+    """What a dry run compares layouts of context parallelism by; `benchmarks/context_parallel.py` measures it."""
+
+    ranks_per_node: int | None = None
+    """null: launch.devices / slurm.nodes"""
+    node_bandwidth: float | None = None
+    """bytes per second that one rank sends to ranks of its node"""
+    network_bandwidth: float | None = None
+    """bytes per second that one rank sends to other nodes, while the others of its node do so too"""
+    latency: float | None = None
+    """seconds that a message takes beside its bytes"""
+    flops: float | None = None
+    """FLOP/s that attention reaches, its forward pass counted as two products of the visible half of a square"""
+
+
+@dataclass
 class Context:
     """Context parallelism: the tokens of a sequence over ranks, as head_parallel x ring of launch.devices."""
 
@@ -73,6 +89,8 @@ class Context:
     """ranks of an inner ring (Double-Ring), a divisor of ring; null: one ring of all"""
     placement: str = "head_first"
     """which ranks are neighbours: head_first, those that exchange heads; context_first, those of a ring"""
+    machine: Machine = field(default_factory=Machine)
+    """for a dry run alone, which then compares the layouts of as many ranks"""
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """`fulcrum train dry_run=true`: what each point would train, in what memory and time. No torch.
 
-each point   size, plan, hours, memory of a rank, and which parameters its optimizers take
+each point   size, plan, hours, memory of a rank, layouts of context parallelism, which parameters its optimizers take
 at the end   memory of a rank under every strategy, for the point that needs the most
 """
 
@@ -19,10 +19,13 @@ from conf.points import Point
 from data.files import read_json, read_lines
 from data.records import read_metrics
 from slurm.display import short_labels
+from train.context_parallel.cost import Machine, ranked
+from train.context_parallel.cost import describe as describe_layouts
 from train.context_parallel.placement import Context
-from train.memory import STRATEGIES, Memory, optimizer_bytes, per_rank
+from train.memory import STRATEGIES, Memory, number_bytes, optimizer_bytes, per_rank
 from train.shape import Shape
 
+MEASURE = "benchmarks/context_parallel.py"
 COLUMNS = ("weights", "gathered", "gradients", "optimizer", "averages", "activations", "temporary", "buffers")
 
 
@@ -39,7 +42,7 @@ def describe(points: Sequence[Point]) -> str:
         speed, source = speed_of(point)
         if speed:
             hours[point.run_id] = point.own_tokens / speed / 3600
-        details = "\n".join([*describe_memory(point), describe_groups(point)])
+        details = "\n".join([*describe_memory(point), *describe_context(point), describe_groups(point)])
         same = first_with.setdefault(details, point.run_id)
         lines += [
             "",
@@ -112,7 +115,7 @@ def micro_batch_size(point: Point) -> int:
 
 def sharing(point: Point) -> int:
     """Ranks over which a sequence lies."""
-    return Context(**point.config["context"]).size
+    return Context.of(point.config["context"]).size
 
 
 def strategy_name(point: Point) -> str:
@@ -139,7 +142,7 @@ def memory_table(point: Point, of_several: bool) -> list[str]:
     lines = [
         f"{which} of a rank by strategy, {devices} device{'s' * (devices > 1)}, {micro_batch_size(point)} sequences a "
         f"micro-batch, {point.config['precision']}, activation checkpointing {launch['activation_checkpointing']}"
-        + (f", context {name}" if (name := Context(**point.config["context"]).name) else ""),
+        + (f", context {name}" if (name := Context.of(point.config["context"]).name) else ""),
         "  " + " " * 20 + "".join(f"{name:>12}" for name in (*COLUMNS, "total", "on host", "on disk")),
     ]
     whole = instantiate(point.config["optimizer"]).needs_whole_matrices
@@ -168,6 +171,29 @@ def in_bytes(size: float) -> str:
     return f"{size:,.3g} TB"
 
 
+# ---------------------------------------------------------------------------------------------------- context
+
+
+def describe_context(point: Point) -> list[str]:
+    """The fastest layouts of the ranks that share a sequence, and the point's own; none where no ranks do."""
+    if sharing(point) == 1:
+        return []
+    assert isinstance(point.shape, Shape)
+    ranks, given = sharing(point), dict(point.config["context"]["machine"])
+    devices, nodes = point.config["launch"]["devices"], point.config["slurm"]["nodes"]
+    per_node = min(given.pop("ranks_per_node") or devices // nodes, devices)
+    missing = [f"context.machine.{key}" for key, value in given.items() if value is None]
+    if missing:
+        return [f"  layouts of context are compared where you give {', '.join(missing)}, as {MEASURE} measures them"]
+    machine, rows, width = Machine(per_node, **given), micro_batch_size(point), number_bytes(point.config["precision"])
+    costs = ranked(point.shape, ranks, machine, point.plan.sequence_length, rows, width)
+    lines = describe_layouts(costs, Context.of(point.config["context"]))
+    return [
+        f"  attention of a layer on {ranks} ranks, {per_node} a node: ms of a micro-batch of {rows}, both ways",
+        *(f"  {line}" for line in lines),
+    ]
+
+
 # ---------------------------------------------------------------------------------------------------- hours
 
 
@@ -194,7 +220,7 @@ def measured_speeds(point: Point) -> list[float]:
         "flops_per_token": point.shape.flops_per_token(plan.sequence_length),
         "precision": point.config["precision"],
     }
-    context = Context(**point.config["context"]).name
+    context = Context.of(point.config["context"]).name
     layout = {"world_size": launch["devices"], "strategy": strategy_name(point), "context": context}
     return _speeds(point.folder.parent, tuple(wanted.items()), tuple(layout.items()))
 

@@ -136,7 +136,7 @@ def build_run(config: Mapping[str, Any], folder: Path) -> Run:
     def build_optimizer(module: nn.Module) -> Any:
         return optimizer.build(module.named_parameters(), plan, shape.growth)
 
-    context = Context(**config["context"])
+    context = Context.of(config["context"])
     group = build_groups(context, timeout) if context.size > 1 else None
     if group:
         assert isinstance(model, Transformer)

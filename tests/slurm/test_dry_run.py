@@ -7,6 +7,9 @@ import pytest
 from conf.points import expand
 from data.files import write_json
 from slurm.dry_run import _speeds, describe, in_bytes, measured_speeds, memory
+from train.context_parallel.cost import Machine, ranked
+from train.context_parallel.cost import describe as describe_layouts
+from train.context_parallel.placement import Context
 from train.memory import STRATEGIES
 
 
@@ -94,6 +97,47 @@ def test_hours_follow_from_runs_of_the_same_shape_and_layout(tiny):
     record("second", run, life, [8.0])
     assert measured_speeds(point) == [4.0, 8.0]
     assert f"  {6400 / 6 / 3600:.3g} hours at 6 tokens/s, the median of 2 runs" in describe([point])
+
+
+SHARED = ["launch.devices=4", "strategy=ddp", "context.ring=2", "context.head_parallel=2"]
+MACHINE = [f"context.machine.{given}" for given in ("node_bandwidth=2e9", "network_bandwidth=1e8", "latency=1e-5")]
+
+
+@pytest.mark.usefixtures("hydra_conf")
+def test_layouts_of_context_are_compared_on_the_machine_that_is_given(tiny):
+    given = [*tiny, *SHARED, *MACHINE, "context.machine.flops=1e9", "slurm.nodes=2", "context.placement=context_first"]
+    (point,) = expand([given])
+    text = describe([point])
+    costs = ranked(point.shape, 4, Machine(2, 2e9, 1e8, 1e-5, 1e9), 32, rows=6, number_bytes=4)
+    lines = describe_layouts(costs, Context(2, 2, None, "context_first"))
+    assert "on 4 ranks, 2 a node: ms of a micro-batch of 6" in text and "\n".join(f"  {line}" for line in lines) in text
+    (wider,) = expand([[*given, "context.machine.ranks_per_node=8"]])
+    assert "on 4 ranks, 4 a node" in describe([wider])
+
+
+@pytest.mark.usefixtures("hydra_conf")
+def test_without_a_machine_it_is_said_what_to_give_and_what_measures_it(tiny):
+    text = describe(expand([[*tiny, *SHARED, *MACHINE]]))
+    assert "compared where you give context.machine.flops, as benchmarks/context_parallel.py measures" in text
+    assert "layouts of context" not in describe(expand([tiny]))
+
+
+@pytest.mark.usefixtures("hydra_conf")
+def test_a_machine_that_is_given_does_not_hide_measured_runs_of_the_layout(tiny):
+    (one,), (other,) = (expand([[*tiny, *SHARED, *machine]]) for machine in ([], MACHINE))
+    assert one.run_id == other.run_id
+    folder = one.folder.parent / "run"
+    folder.mkdir(parents=True)
+    run = {"N": one.shape.N, "N_total": one.shape.N_total, "sequence_length": 32, "precision": "float32"}
+    write_json(folder / "run.json", run | {"flops_per_token": one.shape.flops_per_token(32)})
+    context = {"head_parallel": 2, "ring": 2, "window": None, "placement": "head_first"}
+    life = {"world_size": 4, "strategy": "ddp", "context": context}
+    (folder / "lives.jsonl").write_text(json.dumps(life) + "\n")
+    (folder / "metrics.jsonl").write_text(json.dumps({"tokens": 1, "tokens_per_second": 7.0}) + "\n")
+    assert measured_speeds(other) == [7.0]
+    _speeds.cache_clear()
+    (folder / "lives.jsonl").write_text(json.dumps(life | {"context": context | {"ring": 4}}) + "\n")
+    assert measured_speeds(other) == []
 
 
 @pytest.mark.usefixtures("hydra_conf")

@@ -9,8 +9,9 @@ into heads puts them back together in order.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +52,11 @@ class Context:
         if self.placement not in (HEAD_FIRST, CONTEXT_FIRST):
             raise ValueError(f"context.placement={self.placement}: use {HEAD_FIRST} or {CONTEXT_FIRST}.")
 
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Context:
+        """From the key `context` of a configuration, of which the rest does not place anything."""
+        return cls(**{field.name: settings[field.name] for field in fields(cls)})
+
     @property
     def size(self) -> int:
         """Ranks of a group."""
@@ -58,9 +64,10 @@ class Context:
 
     @property
     def name(self) -> str | None:
-        """Its keys and values; None where every rank has whole sequences."""
-        keys = f"ring={self.ring} head_parallel={self.head_parallel} window={self.inner} placement={self.placement}"
-        return keys if self.size > 1 else None
+        """As `2 x 32, windows of 4, head_first`: head_parallel x ring; None where every rank has whole sequences."""
+        windows = f", windows of {self.window}" if 1 < self.inner < self.ring else ""
+        placement = f", {self.placement}" if 1 not in (self.head_parallel, self.ring) else ""
+        return f"{self.head_parallel} x {self.ring}{windows}{placement}" if self.size > 1 else None
 
     @property
     def inner(self) -> int:
