@@ -2,7 +2,8 @@
 
     expand([["model=tiny", "seed=0"], ["model=tiny", "seed=1"]]) -> [Point, Point]
 
-A point's identity is its configuration without `launch`, `slurm`, `vars`, `dry_run` and nulls; `run_id` is its hash.
+A point's identity is its configuration without `launch`, `context`, `slurm`, `vars`, `dry_run` and nulls; `run_id` is
+its hash.
 Nothing starts unless all points are good; a ValueError lists all bad ones. The parents of branches are points too.
 """
 
@@ -32,11 +33,12 @@ from data.tokenizers import vocab_size_of
 from optim.averaging import Average
 from optim.groups import Group
 from optim.plan import Plan, plan_of
+from train.context_parallel.placement import Context
 from train.memory import CHECKPOINTING
 from train.shape import GOES_WITH, Regression, Shape
 from train.strategies import check_optimizer
 
-NOT_IDENTITY = ("launch", "slurm", "vars", "dry_run")
+NOT_IDENTITY = ("launch", "context", "slurm", "vars", "dry_run")
 EVERY_TOKENS = (
     "eval.every_tokens",
     "launch.log_every_tokens",
@@ -230,6 +232,16 @@ def resolve(config: dict[str, Any], overrides: list[str]) -> Point:
         _instantiate_all(node)
     strategy, optimizer = instantiate(launch["strategy"]), instantiate(config["optimizer"])
     strategy.check(launch["devices"])
+    context = Context(**config["context"])
+    if context.size > 1:
+        _check(
+            isinstance(shape, Shape),
+            "context.ring, context.head_parallel",
+            context.size,
+            "rows have no sequence: use 1",
+        )
+        context.check_model(config["sequence_length"], shape.n_heads, shape.kv_heads)
+        context.check_world(launch["devices"])
     check_optimizer(strategy, optimizer)
     optimizer.groups(shape.parameters(), plan, shape.growth)  # refuses what this model and plan leave no room for
     weights, sources = config["data"]["weights"], config["data"]["sources"]

@@ -1,7 +1,8 @@
 """Every field of a configuration, with its type, unit and default. Hydra refuses what is not here.
 
-`launch`, `slurm` and `dry_run` are how a point is run; everything else is what it is (its identity). A field that is
-null is left out of the identity, so fields added later default to null and old run ids stay. Tokens may be written 2e6.
+`launch`, `context`, `slurm` and `dry_run` are how a point is run; everything else is what it is (its identity). A field
+that is null is left out of the identity, so fields added later default to null and old run ids stay. Tokens may be
+written 2e6.
 """
 
 import math
@@ -58,6 +59,20 @@ class Parent:
     """tokens of the parent after which the branch goes on, rounded down to the end of a step; null: no branch"""
     overrides: list[str] = field(default_factory=list)
     """what the parent does differently, as [schedule=constant,total_tokens=4e6]"""
+
+
+@dataclass
+class Context:
+    """Context parallelism: the tokens of a sequence over ranks, as head_parallel x ring of launch.devices."""
+
+    head_parallel: int = 1
+    """ranks that exchange slices of the sequence for heads (Ulysses); it divides the query heads"""
+    ring: int = 1
+    """ranks among which keys and values travel"""
+    window: int | None = None
+    """ranks of an inner ring (Double-Ring), a divisor of ring; null: one ring of all"""
+    placement: str = "head_first"
+    """which ranks are neighbours: head_first, those that exchange heads; context_first, those of a ring"""
 
 
 @dataclass
@@ -168,6 +183,8 @@ class Config:
     """what ends the run before its budget; of no use to laws of final losses, which leave such runs out"""
     slurm: dict[str, Any] = MISSING
     """what a point's job asks of Slurm, or `slurm=local`: group `slurm`; not part of the identity"""
+    context: Context = field(default_factory=Context)
+    """how a sequence lies on several devices; not part of the identity"""
     launch: Launch = field(default_factory=Launch)
 
 

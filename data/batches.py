@@ -26,6 +26,8 @@ class Batch(NamedTuple):
     tokens: NDArray[np.int64]
     targets: NDArray[np.int64]
     documents: NDArray[np.int64] | None
+    positions: NDArray[np.int64] | None = None
+    """[T] of the tokens in their sequences, where these are not whole"""
 
 
 def rank_share(offset: int, batch_size: int, rank: int, world_size: int) -> range:

@@ -9,7 +9,19 @@ from typing import Any
 from data.files import read_yaml
 from optim.plan import Plan, plan_of
 
-_NOT_THE_RISK = {"launch", "slurm", "dry_run", "points", "label", "vars", "eval", "averages", "seed", "model"}
+_NOT_THE_RISK = {
+    "launch",
+    "context",
+    "slurm",
+    "dry_run",
+    "points",
+    "label",
+    "vars",
+    "eval",
+    "averages",
+    "seed",
+    "model",
+}
 
 
 def config_in(folder: str | Path) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def has_branches(runs: pd.DataFrame) -> bool:
 
 def configuration(runs: pd.DataFrame) -> list[str]:
     """Columns that say what a run was asked to be: no results, no constants, not how it was launched."""
-    apart = ("launch.", "eval", "vars.", "averages", "err.")
+    apart = ("launch.", "context.", "eval", "vars.", "averages", "err.")
     return [name for name in map(str, runs) if name not in _NOT_CHOICES and not name.startswith(apart)]
 
 

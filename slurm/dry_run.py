@@ -8,6 +8,7 @@ import os
 import re
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from conf.points import Point
 from data.files import read_json, read_lines
 from data.records import read_metrics
 from slurm.display import short_labels
+from train.context_parallel.placement import Context
 from train.memory import STRATEGIES, Memory, optimizer_bytes, per_rank
 from train.shape import Shape
 
@@ -83,15 +85,17 @@ def describe_groups(point: Point) -> str:
 def memory(point: Point, strategy: str) -> Memory:
     """Of one rank of the point's devices under `strategy`."""
     assert isinstance(point.shape, Shape)
-    launch, shapes = point.config["launch"], point.shape.parameters()
+    launch, shapes, ranks = point.config["launch"], point.shape.parameters(), sharing(point)
+    # no rank of several makes a mask
+    shape = replace(point.shape, document_mask=False) if ranks > 1 else point.shape
     momentum = point.config["optimizer"].get("momentum", 0.0)
     return per_rank(
-        point.shape,
+        shape,
         optimizer_bytes(shapes, point.optimizer_groups, momentum),
         strategy,
         launch["devices"],
         micro_batch_size(point),
-        point.plan.sequence_length,
+        point.plan.sequence_length // ranks,
         point.config["precision"],
         launch["activation_checkpointing"],
         averages=len(point.config["averages"] or {}),
@@ -102,7 +106,13 @@ def memory(point: Point, strategy: str) -> Memory:
 def micro_batch_size(point: Point) -> int:
     """Sequences per device per forward pass."""
     launch = point.config["launch"]
-    return launch["micro_batch_size"] or -(-int(point.plan.segments.batch_size[0]) // launch["devices"])
+    data_ranks = launch["devices"] // sharing(point)
+    return launch["micro_batch_size"] or -(-int(point.plan.segments.batch_size[0]) // data_ranks)
+
+
+def sharing(point: Point) -> int:
+    """Ranks over which a sequence lies."""
+    return Context(**point.config["context"]).size
 
 
 def strategy_name(point: Point) -> str:
@@ -183,7 +193,8 @@ def measured_speeds(point: Point) -> list[float]:
         "flops_per_token": point.shape.flops_per_token(plan.sequence_length),
         "precision": point.config["precision"],
     }
-    layout = {"world_size": launch["devices"], "strategy": strategy_name(point)}
+    context = point.config["context"] if sharing(point) > 1 else None
+    layout = {"world_size": launch["devices"], "strategy": strategy_name(point), "context": context}
     return _speeds(point.folder.parent, tuple(wanted.items()), tuple(layout.items()))
 
 

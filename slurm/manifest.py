@@ -23,6 +23,7 @@ import yaml
 from hydra.errors import HydraException
 
 from conf.points import Point, innermost, resolve
+from conf.schema import Context
 from data.files import append_line, read_json, read_lines, read_yaml, write_atomic, write_json
 from data.records import COMPLETED, lock_run
 from slurm.resources import Slurm
@@ -186,6 +187,7 @@ def points_of(sweep: Path, wanted: Sequence[str], changes: Mapping[str, Any] | N
         if not config:
             raise ValueError(f"{sweep / run_id} has no config.yaml: run the sweep's own command again.")
         config["slurm"] = {"_target_": "slurm.resources.Slurm"} | asdict(Slurm()) | config.get("slurm", {})
+        config["context"] = asdict(Context()) | config.get("context", {})
         for key, value in (changes or {}).items():
             change(config, key, value)
         config["launch"] |= {"runs": str(sweep.parent), "experiment": sweep.name}
@@ -197,10 +199,10 @@ def points_of(sweep: Path, wanted: Sequence[str], changes: Mapping[str, Any] | N
 
 
 def change(config: dict[str, Any], key: str, value: Any) -> None:
-    """Sets one key of `slurm` or `launch`, or one of these whole, in place."""
+    """Sets one key of `slurm`, `context` or `launch`, or one of these whole, in place."""
     *above, last = key.split(".")
-    if (above or [last])[0] not in ("slurm", "launch"):
-        raise ValueError(f"{key}={value}: only slurm.* and launch.* may change, all else would be another run.")
+    if (above or [last])[0] not in ("slurm", "context", "launch"):
+        raise ValueError(f"{key}={value}: only slurm.*, context.* and launch.* may change, all else is another run.")
     node: Any = config
     for name in above:
         node = node.get(name) if isinstance(node, Mapping) else None

@@ -56,7 +56,7 @@ MAY_IMPORT = {
     "train": {"train", "data", "optim"},
     "scaling": {"scaling", "data", "optim", "train.shape"},
     "conf": {"conf", "data.descents", "data.files", "data.generated", "data.records", "data.tokenizers", "optim"}
-    | {"train.shape", "train.memory", "train.strategies"},
+    | {"train.shape", "train.memory", "train.strategies", "train.context_parallel.placement"},
     "slurm": {
         "slurm",
         "conf",
@@ -64,6 +64,7 @@ MAY_IMPORT = {
         "optim.plan",
         "scaling.plans",
         "scaling.theory.show",
+        "train.context_parallel.placement",
         "train.memory",
         "train.shape",
     },

@@ -136,6 +136,7 @@ def train_point(config: dict[str, Any], folder: Path, stop: Callable[[], str | N
         "micro_batch_size": run.micro_batch_size,
         "activation_checkpointing": config["launch"]["activation_checkpointing"],
         "compile": config["launch"]["compile"],
+        "context": config["context"] if run.group else None,
         "threads": threads,
         "device": str(run.fabric.device),
         "host": platform.node(),
@@ -166,7 +167,7 @@ def import_fabric() -> None:
 def warn_of_changes(folder: Path, life: dict[str, Any]) -> None:
     """Says what differs from the last life: the same bits need the same layout, thread count and libraries."""
     lives = read_lines(folder / "lives.jsonl")
-    layout = ("world_size", "strategy", "micro_batch_size", "activation_checkpointing", "compile")
+    layout = ("world_size", "strategy", "context", "micro_batch_size", "activation_checkpointing", "compile")
     for key in (*layout, "threads", "device", "torch"):
         if lives and lives[-1].get(key, life[key]) != life[key]:
             print(

@@ -16,39 +16,42 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+import train.context_parallel.ring  # noqa: F401  # it makes the operator
 from train.loss import softmax_terms
 from train.model import Block, Transformer
 
 Rotary = tuple[Tensor, Tensor]
 RunBlock = Callable[..., Tensor]
 
-# every kernel that F.scaled_dot_product_attention may choose: what each returns is what its backward needs
+# every kernel that F.scaled_dot_product_attention may choose, and the ring: each returns what its backward needs, out
+# and log-sum-exp (Selective Checkpoint++ of LoongTrain, arXiv:2406.18485)
 ATTENTION = [
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
     torch.ops.aten._scaled_dot_product_fused_attention_overrideable.default,
+    torch.ops.fulcrum.ring_attention.default,
 ]
 keep_attention = partial(create_selective_checkpoint_contexts, ATTENTION)
 
 
-def plain(block: Block, x_BTD: Tensor, rotary: Rotary, mask_B1TT: Tensor | None) -> Tensor:
-    return Block.forward(block, x_BTD, rotary, mask_B1TT)
+def plain(block: Block, x_BTD: Tensor, rotary: Rotary, mask: Tensor | None) -> Tensor:
+    return Block.forward(block, x_BTD, rotary, mask)
 
 
-def recompute_all(block: Block, x_BTD: Tensor, rotary: Rotary, mask_B1TT: Tensor | None) -> Tensor:
+def recompute_all(block: Block, x_BTD: Tensor, rotary: Rotary, mask: Tensor | None) -> Tensor:
     # no random draws within a block: no generator's state to keep
-    return checkpoint(Block.forward, block, x_BTD, rotary, mask_B1TT, use_reentrant=False, preserve_rng_state=False)
+    return checkpoint(Block.forward, block, x_BTD, rotary, mask, use_reentrant=False, preserve_rng_state=False)
 
 
-def recompute_but_attention(block: Block, x_BTD: Tensor, rotary: Rotary, mask_B1TT: Tensor | None) -> Tensor:
+def recompute_but_attention(block: Block, x_BTD: Tensor, rotary: Rotary, mask: Tensor | None) -> Tensor:
     return checkpoint(
         Block.forward,
         block,
         x_BTD,
         rotary,
-        mask_B1TT,
+        mask,
         use_reentrant=False,
         preserve_rng_state=False,
         context_fn=keep_attention,

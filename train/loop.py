@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from data.batches import rank_share
 from data.records import COMPLETED, DIVERGED, PREEMPTED, RunWriter, checkpoint_folder
 from train import checkpoint
 from train.evaluation import evaluated
@@ -52,7 +51,7 @@ def train(run: Run, life: dict[str, Any], stop_requested: Callable[[], str | Non
         done, log = after == plan.final_tokens, passes(before, after, log_every)
         with telemetry.clock("data"):
             micro_batches = run.micro_batches(tokens // length, batch_size)
-        several = run.fabric.world_size * len(micro_batches) > 1
+        several = run.data_ranks * len(micro_batches) > 1
         with telemetry.profiled(profile):
             result = optimizer_step(
                 run.engine,
@@ -165,8 +164,8 @@ def save(run: Run, tokens: int) -> None:
 
 def divergence(result: StepResult, step: int, tokens: int, batch_size: int, run: Run) -> dict[str, Any]:
     """Where it went wrong: the step that was not made, its samples, the ranks whose loss was not finite, and theirs."""
-    first, world_size = tokens // run.plan.sequence_length, run.fabric.world_size
-    shares = [rank_share(first, batch_size, rank, world_size) for rank in result.bad_ranks]
+    first = tokens // run.plan.sequence_length
+    shares = [run.share(first, batch_size, rank) for rank in result.bad_ranks]
     return {
         "steps": step,
         "tokens": tokens,

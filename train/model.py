@@ -16,6 +16,7 @@ Shape suffixes: B batch, T positions, D width, V padded vocabulary, H query head
 
 import hashlib
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -57,10 +58,32 @@ def rotate(x_BTHK: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).type_as(x_BTHK)
 
 
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, float | None], Tensor]
+
+
+def attend(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, mask_B1TT: Tensor | None, scale: float | None) -> Tensor:
+    """Attention (B, T, H, K), causal where there is no mask. `scale` None: 1 / sqrt(K)."""
+    return F.scaled_dot_product_attention(
+        q_BTHK.transpose(1, 2),
+        k_BTGK.transpose(1, 2),
+        v_BTGK.transpose(1, 2),
+        attn_mask=mask_B1TT,
+        is_causal=mask_B1TT is None,
+        scale=scale,
+        enable_gqa=k_BTGK.shape[2] != q_BTHK.shape[2],
+    ).transpose(1, 2)
+
+
+def document_mask(documents_BT: Tensor) -> Tensor:
+    """(B, 1, T, T): which positions each sees, those of its document up to its own."""
+    return (documents_BT[:, :, None] == documents_BT[:, None, :]).tril()[:, None]
+
+
 class Attention(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
+        self.attend: Attend = attend
         self.q = nn.Linear(shape.d_model, shape.n_heads * shape.d_head, bias=False)
         self.k = nn.Linear(shape.d_model, shape.kv_heads * shape.d_head, bias=False)
         self.v = nn.Linear(shape.d_model, shape.kv_heads * shape.d_head, bias=False)
@@ -70,7 +93,7 @@ class Attention(nn.Module):
         if shape.qk_norm:
             self.q_norm, self.k_norm = RMSNorm(shape.d_head), RMSNorm(shape.d_head)
 
-    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask_B1TT: Tensor | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
         B, T, _ = x_BTD.shape
         q_BTHK = self.q(x_BTD).view(B, T, self.shape.n_heads, -1)
         k_BTGK = self.k(x_BTD).view(B, T, self.shape.kv_heads, -1)
@@ -78,16 +101,7 @@ class Attention(nn.Module):
         if self.shape.qk_norm:
             q_BTHK, k_BTGK = self.q_norm(q_BTHK), self.k_norm(k_BTGK)
         q_BTHK, k_BTGK = rotate(q_BTHK, *rotary), rotate(k_BTGK, *rotary)
-        out_BHTK = F.scaled_dot_product_attention(
-            q_BTHK.transpose(1, 2),
-            k_BTGK.transpose(1, 2),
-            v_BTGK.transpose(1, 2),
-            attn_mask=mask_B1TT,
-            is_causal=mask_B1TT is None,
-            scale=self.scale,
-            enable_gqa=self.shape.kv_heads != self.shape.n_heads,
-        )
-        return self.out(out_BHTK.transpose(1, 2).reshape(B, T, -1))
+        return self.out(self.attend(q_BTHK, k_BTGK, v_BTGK, mask, self.scale).reshape(B, T, -1))
 
 
 class MLP(nn.Module):
@@ -108,8 +122,8 @@ class Block(nn.Module):
         self.attention_norm, self.attention = RMSNorm(shape.d_model), Attention(shape)
         self.mlp_norm, self.mlp = RMSNorm(shape.d_model), MLP(shape)
 
-    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask_B1TT: Tensor | None) -> Tensor:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary, mask_B1TT)
+    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary, mask)
         return x_BTD + self.mlp(self.mlp_norm(x_BTD))
 
 
@@ -140,6 +154,7 @@ class Transformer(nn.Module):
     def __init__(self, shape: Shape, vocab_size: int) -> None:
         super().__init__()
         self.shape, self.vocab_size = shape, vocab_size
+        self.mask: Callable[[Tensor], Tensor] = document_mask
         self.embedding = nn.Embedding(shape.vocab, shape.d_model)
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.n_layers))
         self.norm = RMSNorm(shape.d_model)
@@ -153,20 +168,24 @@ class Transformer(nn.Module):
         documents_BT: Tensor | None = None,
         targets_BT: Tensor | None = None,
         z_loss: float = 0.0,
+        positions_T: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         """Logits [B, T, V] of the next token, -inf from `vocab_size` on; with targets (objective, loss, z) instead.
 
         These are float32 scalars, sums over positions whose target is not `IGNORED`: loss is the cross-entropy in nats,
         z is (log Z)^2 (0 where `z_loss` is 0), and objective = loss + z_loss * z is the one to differentiate.
-        `documents_BT`: document number of each position; attention then stays within a document.
+        `documents_BT`: document number of each position; attention then stays within a document. `positions_T`: where
+        in the sequence the tokens stand; None: all of it, in order.
+
+        `mask`, and `attend` of every block, are what context parallelism puts others in place of.
         """
-        rotary = rotary_table(self.shape, torch.arange(tokens_BT.shape[1], device=tokens_BT.device))
-        mask_B1TT = None
-        if documents_BT is not None:
-            mask_B1TT = (documents_BT[:, :, None] == documents_BT[:, None, :]).tril()[:, None]
+        if positions_T is None:
+            positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+        rotary = rotary_table(self.shape, positions_T)
+        mask = None if documents_BT is None else self.mask(documents_BT)
         x_BTD = self.embedding(tokens_BT).to(compute_dtype(self.embedding.weight))
         for block in self.blocks:
-            x_BTD = block(x_BTD, rotary, mask_B1TT)
+            x_BTD = block(x_BTD, rotary, mask)
         return self.head(self.norm(x_BTD), targets_BT, z_loss)
 
 

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -29,10 +30,15 @@ from train.measure import warn_once
 
 
 class NoiseScale:
-    """The noise scale of one run. `half_life`: tokens after which a measured step counts half in the running means."""
+    """The noise scale of one run. `half_life`: tokens after which a measured step counts half in the running means.
 
-    def __init__(self, half_life: float, device: torch.device | str = "cpu") -> None:
-        self.half_life = half_life
+    `sharing`: the ranks that hold parts of the same sequences; their gradients are added up before they are measured.
+    """
+
+    def __init__(
+        self, half_life: float, device: torch.device | str = "cpu", sharing: dist.ProcessGroup | None = None
+    ) -> None:
+        self.half_life, self.sharing = half_life, sharing
         self._sums = torch.zeros(2, dtype=torch.float64, device=device)
         self._norms: list[Tensor] | None = None
         self._loss_scale = 1.0
@@ -58,6 +64,9 @@ class NoiseScale:
         self._norms, self._loss_scale = norms, loss_scale
 
         def read(gradient: Tensor) -> None:
+            if self.sharing:  # in the same order on all its ranks
+                gradient = gradient.float().clone()
+                dist.all_reduce(gradient, group=self.sharing)
             norms.append(torch.linalg.vector_norm(gradient, dtype=torch.float32))
 
         handles = [parameter.register_hook(read) for parameter in parameters]
@@ -69,14 +78,16 @@ class NoiseScale:
             self._norms = None
 
     def micro_batch(self, valid_tokens: int) -> None:
-        """Ends a micro-batch with that many valid tokens, right after its backward pass; no host-device sync."""
+        """Ends a micro-batch in which this rank has that many valid tokens, right after its backward pass; no
+        host-device sync."""
         if self._norms is None:
             return
         if valid_tokens:
             assert self._norms, "no parameter of the watched ones had a gradient"
             squares = torch.stack(self._norms).double().square().sum()  # |n g loss_scale|^2
-            self._sums[0] += squares / (valid_tokens * self._loss_scale**2)
-            self._sums[1] += 1
+            ranks = self.sharing.size() if self.sharing else 1  # each has n / ranks of the tokens, and adds its share
+            self._sums[0] += squares / (ranks * valid_tokens * self._loss_scale**2) / ranks
+            self._sums[1] += 1 / ranks
         self._norms.clear()
 
     def take(self) -> Tensor:

@@ -29,7 +29,12 @@ class Replicas(nn.Module):
         self.weight = nn.Parameter(torch.zeros(shape.replicas, shape.dimension))
 
     def forward(
-        self, rows_B1: Tensor, documents: None = None, targets_B1: Tensor | None = None, z_loss: float = 0.0
+        self,
+        rows_B1: Tensor,
+        documents: None = None,
+        targets_B1: Tensor | None = None,
+        z_loss: float = 0.0,
+        positions: None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(objective, loss, 0): sums over the rows whose target is not `IGNORED`. The objective is the sum of the
         replicas' losses, the loss their mean."""

@@ -10,13 +10,16 @@ from hydra.utils import instantiate
 from lightning.fabric import Fabric
 from torch import nn
 
-from data.batches import Batch, Batches, sample_count, sample_order
+from data.batches import Batch, Batches, rank_share, sample_count, sample_order
 from data.order import EvenlySpaced, SampleOrder
 from data.prepare import Prepared, cache_folder, open_prepared
 from optim.plan import Plan, plan_of
 from train.averages import Averages
 from train.blocks import prepare_blocks
 from train.checkpoint import Checkpoints
+from train.context_parallel.apply import held, spread
+from train.context_parallel.groups import Group, build_groups
+from train.context_parallel.placement import Context
 from train.engine import Engine
 from train.model import Transformer, initialize
 from train.noise_scale import NoiseScale
@@ -40,6 +43,8 @@ class Run:
     shape: Shape | Regression
     prepared: Prepared
     order: SampleOrder
+    group: Group | None
+    """the ranks that share this process's sequences; None: it has them to itself"""
     train_data: Batches
     eval_data: dict[str, tuple[Batches, int]]
     """held-out source -> (its windows, how many)"""
@@ -54,16 +59,32 @@ class Run:
 
     def micro_batches(self, offset: int, batch_size: int) -> list[Batch]:
         """This rank's micro-batches of the step that consumes `batch_size` samples from `offset` on."""
-        return list(self.train_data.micro_batches(offset, batch_size, *self._layout))
+        return list(self._held(self.train_data.micro_batches(offset, batch_size, *self._layout)))
 
     def eval_batches(self, source: str) -> Iterator[Batch]:
         """This rank's micro-batches of a held-out source."""
         data, samples = self.eval_data[source]
-        return data.micro_batches(0, samples, *self._layout)
+        return self._held(data.micro_batches(0, samples, *self._layout))
+
+    def share(self, offset: int, batch_size: int, rank: int) -> range:
+        """The samples of a step that `rank` has to do with."""
+        return rank_share(offset, batch_size, rank // self._sharing, self.data_ranks)
+
+    @property
+    def data_ranks(self) -> int:
+        """Among which sequences are divided: context groups, or processes."""
+        return self.fabric.world_size // self._sharing
+
+    @property
+    def _sharing(self) -> int:
+        return self.group.context.size if self.group else 1
 
     @property
     def _layout(self) -> tuple[int, int, int]:
-        return self.fabric.global_rank, self.fabric.world_size, self.micro_batch_size
+        return self.fabric.global_rank // self._sharing, self.data_ranks, self.micro_batch_size
+
+    def _held(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        return (held(batch, self.group.context, self.group.place) if self.group else batch for batch in batches)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -115,6 +136,11 @@ def build_run(config: Mapping[str, Any], folder: Path) -> Run:
     def build_optimizer(module: nn.Module) -> Any:
         return optimizer.build(module.named_parameters(), plan, shape.growth)
 
+    context = Context(**config["context"])
+    group = build_groups(context, timeout) if context.size > 1 else None
+    if group:
+        assert isinstance(model, Transformer)
+        spread(model, group)
     engine = strategy.engine(fabric, model, build_optimizer, config["clip_norm"])
     averages = {name: instantiate(average) for name, average in (config["averages"] or {}).items()}
     keep = launch["checkpoint"]
@@ -128,12 +154,14 @@ def build_run(config: Mapping[str, Any], folder: Path) -> Run:
         shape=shape,
         prepared=prepared,
         order=order,
+        group=group,
         train_data=Batches(prepared.sources, order, length, shape.document_mask),
         eval_data=held_out_batches(prepared, config["eval"]["tokens"], length, shape.document_mask),
-        micro_batch_size=launch["micro_batch_size"] or -(-int(plan.segments.batch_size[0]) // fabric.world_size),
+        micro_batch_size=launch["micro_batch_size"]
+        or -(-int(plan.segments.batch_size[0]) // (fabric.world_size // context.size)),
         engine=engine,
         averages=Averages(averages, engine, plan),
-        noise=NoiseScale(plan.total_tokens / 20, fabric.device),
+        noise=NoiseScale(plan.total_tokens / 20, fabric.device, group.every if group else None),
         guard=instantiate(config["spike_guard"]),
         telemetry=Telemetry(fabric, shape.flops_per_token(length), config["precision"]),
         checkpoints=Checkpoints(

@@ -82,9 +82,9 @@ def optimizer_step(
     scale = fabric.world_size / valid_tokens
     with clock("forward_backward"), noise.watch(engine.module.parameters(), scale) if noise else nullcontext():
         for i, batch in enumerate(micro_batches, 1):
-            inputs, targets, documents = _to_device(fabric, batch)
+            inputs, targets, documents, positions = _to_device(fabric, batch)
             with engine.accumulating(last=i == len(micro_batches)):
-                objective, loss, z = engine.model(inputs, documents, targets, z_loss)
+                objective, loss, z = engine.model(inputs, documents, targets, z_loss, positions)
                 engine.backward(objective * scale)
             sums[0] += loss
             sums[1] += z
@@ -123,10 +123,10 @@ def evaluate(engine: Engine, micro_batches: Iterable[Batch]) -> float:
     engine.model.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=fabric.device)
     for batch in micro_batches:
-        inputs, targets, documents = _to_device(fabric, batch)
-        _, loss, _ = engine.model(inputs, documents, targets, 0.0)
+        inputs, targets, documents, positions = _to_device(fabric, batch)
+        _, loss, _ = engine.model(inputs, documents, targets, 0.0, positions)
         sums[0] += loss
-        sums[1] += (targets != IGNORED).sum()
+        sums[1] += int((batch.targets != IGNORED).sum())
     engine.model.train()
     total, count = _sum_over_ranks(fabric, sums).tolist()
     return total / count
@@ -137,13 +137,15 @@ def _not_finite(fabric: Fabric, local_loss: Tensor) -> list[int]:
     return [rank for rank, loss in enumerate(losses) if not math.isfinite(loss)]
 
 
-def _to_device(fabric: Fabric, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+def _to_device(fabric: Fabric, batch: Batch) -> list[Tensor | None]:
+    """Tokens, targets, documents, positions."""
+
     def moved(x: NDArray[np.int64]) -> Tensor:
         tensor = torch.from_numpy(x)
         # from pinned memory the copy does not hold the host up
         return fabric.to_device(tensor.pin_memory() if fabric.device.type == "cuda" else tensor)
 
-    return moved(batch.tokens), moved(batch.targets), None if batch.documents is None else moved(batch.documents)
+    return [None if x is None else moved(x) for x in batch]
 
 
 def _sum_over_ranks(fabric: Fabric, x: Tensor) -> Tensor:

@@ -152,7 +152,7 @@ def test_logs_of_a_run_that_is_not_there_name_the_nearest(fulcrum, recorded):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["seed=3"], "seed=3: only slurm.* and launch.* may change"),
+        (["seed=3"], "seed=3: only slurm.*, context.* and launch.* may change"),
         (["slurm.memory=1G"], "slurm.memory=1G: no such key"),
         (["slurm.time=90"], "slurm.time=90: write '12:00:00'"),
         (["slurm=nosuch"], "nosuch"),

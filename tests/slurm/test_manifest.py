@@ -159,7 +159,9 @@ def test_a_whole_group_is_replaced_before_its_keys(sweep):
 @pytest.mark.parametrize("key", ["seed", "peak_lr", "model.d_model", "data.heldout", "label"])
 def test_a_change_of_what_a_run_is_is_refused(sweep, key):
     points, folder = sweep
-    with pytest.raises(ValueError, match=rf"{key}=3: only slurm\.\* and launch\.\* may change, all else would be anot"):
+    with pytest.raises(
+        ValueError, match=rf"{key}=3: only slurm\.\*, context\.\* and launch\.\* may change, all else is anot"
+    ):
         manifest.points_of(folder, [points[0].run_id], {key: 3})
 
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from train.context_parallel.kernel import Seen, block, block_backward, merge
-from train.context_parallel.placement import Context, Place, neighbours, positions, source, zigzag
+from train.context_parallel.placement import Context, Place, check_documents, neighbours, positions, source, zigzag
 from train.context_parallel.ring import part
 
 RANKS, S, B, K = 4, 96, 2, 32
@@ -64,9 +64,9 @@ def rank_main(folder: Path) -> None:
     sent: list[tuple[int, int, int]] = []
     plain = ring.exchange
 
-    def counted(tensors, pair, group):
-        sent.append((dist.get_global_rank(group, pair[0]), sum(x.numel() for x in tensors), tensors[0].element_size()))
-        return plain(tensors, pair, group)
+    def counted(tensors, to, from_, group):
+        sent.append((to, sum(x.numel() for x in tensors), tensors[0].element_size()))
+        return plain(tensors, to, from_, group)
 
     ring.exchange = counted
     found = {}
@@ -144,17 +144,16 @@ def test_every_position_has_one_place_and_every_rank_the_same_work(cp, hp, each,
 def test_keys_arrive_where_they_are_worked_on_and_gradients_come_home(shape):
     """The hops of all ranks, played through: who sends what is who is said to have it next."""
     cp, w = shape
-    context = Context(ring=cp, window=w)
-    near = [neighbours(context, rank) for rank in range(cp)]
+    near = [neighbours(cp, w, rank) for rank in range(cp)]
     for pairs in ([n.inner for n in near], [n.outer for n in near], [n.diagonal for n in near]):
         for rank, (to, _) in enumerate(pairs):
             assert pairs[to][1] == rank
-    seen = [{source(context, rank, o, t) for o in range(cp // w) for t in range(w)} for rank in range(cp)]
+    seen = [{source(cp, w, rank, o, t) for o in range(cp // w) for t in range(w)} for rank in range(cp)]
     assert all(sources == set(range(cp)) for sources in seen)
     gradients = list(range(cp))  # whose gradients each rank has
     for outer in range(cp // w):
         for turn in range(w):
-            assert gradients == [source(context, rank, outer, turn) for rank in range(cp)]
+            assert gradients == [source(cp, w, rank, outer, turn) for rank in range(cp)]
             moved = list(gradients)
             for rank in range(cp):
                 moved[(near[rank].inner if turn + 1 < w else near[rank].diagonal)[0]] = gradients[rank]
@@ -185,18 +184,19 @@ def in_threads(monkeypatch, cp, q, k, v, grad, scale):
         def wait(self):
             return self.requests[0].get(timeout=60)
 
-    def exchange(tensors, pair, group):
-        queues[group, own.rank, pair[0]].put([tensor.clone() for tensor in tensors])
-        return Coming([], [queues[group, pair[1], own.rank]])
+    def exchange(tensors, to, from_, group):
+        queues[group, own.rank, to].put([tensor.clone() for tensor in tensors])
+        return Coming([], [queues[group, from_, own.rank]])
 
     monkeypatch.setattr(module, "exchange", exchange)
-    context, held = Context(ring=cp), torch.from_numpy(zigzag(q.shape[2], cp))
+    held = torch.from_numpy(zigzag(q.shape[2], cp))
     found = [torch.empty_like(x) for x in (q, q, k, v)]
 
     def run(rank):
         own.rank = rank
         part = [x[:, :, held[rank]].clone().requires_grad_() for x in (q, k, v)]
-        out = module.RingAttention.apply(*part, None, module.Ring(context, rank, "keys", "windows", "gradients"), scale)
+        ring = module.Ring(tuple(range(cp)), rank, cp, "keys", "windows", "gradients")
+        out = module.ring_attention(*part, None, ring, scale)
         out.backward(grad[:, :, held[rank]])
         for whole, one in zip(found, [out.detach(), *(x.grad for x in part)], strict=True):
             whole[:, :, held[rank]] = one
@@ -285,7 +285,19 @@ def test_contexts_that_cannot_be_are_refused(context, message):
 ])  # fmt: skip
 def test_what_does_not_fit_a_context_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        Context(2, 2).check(*arguments)
+        Context(2, 2).check_model(*arguments)
+
+
+def test_a_world_is_whole_groups():
+    Context(2, 2).check_world(8)
+    with pytest.raises(ValueError, match=r"launch.devices=6 is no multiple of context.ring=2 .*: use 4 or 8"):
+        Context(2, 2).check_world(6)
+
+
+def test_documents_that_fall_are_refused():
+    check_documents(np.array([[0, 0, 1], [3, 3, 3]]))
+    with pytest.raises(ValueError, match="row 1 has 4 at 1 and 2 behind it"):
+        check_documents(np.array([[0, 0, 1], [3, 4, 2]]))
 
 
 def test_ranks_of_one_place_in_the_ring_are_neighbours_when_heads_come_first():

@@ -166,3 +166,31 @@ def test_every_optimizer_has_replicas(pool, make, single, optimizer):
 def test_an_optimizer_of_whole_matrices_is_refused_where_they_are_split(make, optimizer, strategy):
     with pytest.raises(ValueError, match=f"needs whole matrices, strategy={strategy} splits them"):
         make("split", f"optimizer={optimizer}", *SPLIT[strategy])
+
+
+CONTEXTS = {  # head_parallel, ring, window, placement; world
+    "ring": ((1, 2, None, "head_first"), 2),
+    "heads": ((2, 1, None, "head_first"), 2),
+    "both": ((2, 2, None, "head_first"), 4),
+    "both, context first": ((2, 2, None, "context_first"), 4),
+    "two windows": ((1, 4, 2, "head_first"), 4),
+    "ring of two groups": ((1, 2, 1, "head_first"), 4),
+    "heads of two groups": ((2, 1, None, "head_first"), 4),
+}
+
+
+def context(name):
+    (heads, ring, window, placement), world_size = CONTEXTS[name]
+    keys = {"head_parallel": heads, "ring": ring, "window": window or "null", "placement": placement}
+    return [f"launch.devices={world_size}", *(f"context.{key}={value}" for key, value in keys.items())], world_size
+
+
+@pytest.mark.parametrize(("layout", "strategy"), [
+    ("ring", "ddp"), ("heads", "ddp"), ("both", "fsdp"), ("both, context first", "zero1"), ("two windows", "zero3"),
+    ("ring of two groups", "zero2"), ("heads of two groups", "ddp"),
+])  # fmt: skip
+def test_a_context_trains_the_run_that_one_device_trains(pool, make, single, layout, strategy):
+    how, world_size = context(layout)
+    split = make("split", *STRATEGIES[strategy], *how)
+    assert pool.train(split, world_size) == "completed"
+    check_same(split, single())

@@ -72,7 +72,17 @@ class Context:
             return place.ring * self.head_parallel + place.head
         return place.head * self.ring + place.ring
 
-    def check(self, sequence_length: int, heads: int, kv_heads: int) -> None:
+    def check_world(self, world_size: int) -> None:
+        """ValueError where a world does not consist of such groups."""
+        if world_size % self.size:
+            below = world_size // self.size * self.size
+            near = f"{below} or {below + self.size}" if below else str(self.size)
+            raise ValueError(
+                f"launch.devices={world_size} is no multiple of context.ring={self.ring} times "
+                f"context.head_parallel={self.head_parallel}: use {near}."
+            )
+
+    def check_model(self, sequence_length: int, heads: int, kv_heads: int) -> None:
         """ValueError where a sequence or the heads of a model cannot be shared so."""
         parts = 2 * self.size
         if self.size > 1 and sequence_length % parts:
@@ -107,6 +117,17 @@ def positions(context: Context, sequence_length: int, place: Place) -> Int:
     return held.reshape(context.head_parallel, -1)[place.head]
 
 
+def check_documents(documents_BT: Int) -> None:
+    """ValueError where document ids do not rise along a row: attention skips blocks by their first and last ids."""
+    falls = np.argwhere(np.diff(documents_BT, axis=1) < 0)
+    if len(falls):
+        row, at = falls[0]
+        before, after = documents_BT[row, at : at + 2]
+        raise ValueError(
+            f"document ids must not fall along a sequence: row {row} has {before} at {at} and {after} behind it."
+        )
+
+
 class Neighbours(NamedTuple):
     """Ranks of the ring that one rank sends to and receives from: (to, from) pairs."""
 
@@ -118,8 +139,9 @@ class Neighbours(NamedTuple):
     """both at once: where gradients go when a window is done"""
 
 
-def neighbours(context: Context, ring_rank: int) -> Neighbours:
-    w, windows = context.inner, context.ring // context.inner
+def neighbours(ring: int, w: int, ring_rank: int) -> Neighbours:
+    """Of a rank in a ring of `ring`, in windows of `w`."""
+    windows = ring // w
     window, place = divmod(ring_rank, w)
 
     def at(windows_on: int, places_on: int) -> int:
@@ -128,8 +150,8 @@ def neighbours(context: Context, ring_rank: int) -> Neighbours:
     return Neighbours((at(0, 1), at(0, -1)), (at(1, 0), at(-1, 0)), (at(1, 1), at(-1, -1)))
 
 
-def source(context: Context, ring_rank: int, outer: int, turn: int) -> int:
+def source(ring: int, w: int, ring_rank: int, outer: int, turn: int) -> int:
     """Whose keys and values `ring_rank` has in turn `turn` of an inner ring, after `outer` moves between windows."""
-    w, windows = context.inner, context.ring // context.inner
+    windows = ring // w
     window, place = divmod(ring_rank, w)
     return (window - outer) % windows * w + (place - turn) % w

@@ -6,10 +6,11 @@ Within a window of w ranks keys and values go round; before a window is worked o
 way to the next window (Double-Ring). So of a rank's ring - 1 transfers of keys and values ring / w - 1 cross windows.
 Gradients are added up in float32 on ring hops of their own, the last of each window to the next one, and end at home.
 
+It is one operator of torch, with out and lse as its results: what keeps these (activation checkpointing) need not run
+it again, and what is compiled need not look into it.
+
 Shape suffixes: B batch, H query heads, G key/value heads, T positions of this rank, K size of a head.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,21 +19,25 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import _resolve_process_group
 
 from train.context_parallel.kernel import Seen, block, block_backward, merge
-from train.context_parallel.placement import Context, neighbours, source
+from train.context_parallel.placement import neighbours, source
 
 
 @dataclass(frozen=True)
 class Ring:
-    """A rank's ring. Three groups of the same ranks: what they carry overlaps."""
+    """A rank's ring. `keys`, `windows` and `gradients` name three process groups: what they carry overlaps."""
 
-    context: Context
-    rank: int
-    """of this process in the ring"""
-    keys: dist.ProcessGroup | None = None
-    windows: dist.ProcessGroup | None = None
-    gradients: dist.ProcessGroup | None = None
+    ranks: tuple[int, ...] = (0,)
+    """of the world, in the ring's order"""
+    own: int = 0
+    """place of this process in `ranks`"""
+    window: int = 1
+    """ranks of an inner ring"""
+    keys: str = ""
+    windows: str = ""
+    gradients: str = ""
 
 
 class Sending(NamedTuple):
@@ -45,31 +50,34 @@ class Sending(NamedTuple):
         return self.received
 
 
-def exchange(tensors: list[Tensor], pair: tuple[int, int], group: dist.ProcessGroup | None) -> Sending:
-    """Starts sending `tensors` to rank pair[0] of the group, and receiving as many of their shapes from pair[1]."""
-    assert group is not None
-    to, from_ = (dist.get_global_rank(group, rank) for rank in pair)
-    received = [torch.empty_like(tensor) for tensor in tensors]
-    operations = [dist.P2POp(dist.isend, tensor, to, group) for tensor in tensors]
-    operations += [dist.P2POp(dist.irecv, tensor, from_, group) for tensor in received]
+def exchange(tensors: list[Tensor], to: int, from_: int, group: Any) -> Sending:
+    """Starts sending `tensors` to rank `to` of the world, and receiving as many of their shapes from rank `from_`, by
+    the process group of that name."""
+    received, process_group = [torch.empty_like(tensor) for tensor in tensors], _resolve_process_group(group)
+    operations = [dist.P2POp(dist.isend, tensor, to, process_group) for tensor in tensors]
+    operations += [dist.P2POp(dist.irecv, tensor, from_, process_group) for tensor in received]
     return Sending(received, dist.batch_isend_irecv(operations))
 
 
 def travelling(ring: Ring, k: Tensor, v: Tensor) -> Iterator[tuple[int, int, Tensor, Tensor]]:
     """(source, turn, k, v) of every hop; the next ones are on their way while a hop is worked on."""
-    context, near = ring.context, neighbours(ring.context, ring.rank)
-    w, windows = context.inner, context.ring // context.inner
+    near, w = neighbours(len(ring.ranks), ring.window, ring.own), ring.window
+    windows = len(ring.ranks) // w
     first = [k.contiguous(), v.contiguous()]
     for outer in range(windows):
-        onwards = exchange(first, near.outer, ring.windows) if outer + 1 < windows else None
+        onwards = _send(ring, first, near.outer, ring.windows) if outer + 1 < windows else None
         current = first
         for turn in range(w):
-            coming = exchange(current, near.inner, ring.keys) if turn + 1 < w else None
-            yield source(context, ring.rank, outer, turn), turn, current[0], current[1]
+            coming = _send(ring, current, near.inner, ring.keys) if turn + 1 < w else None
+            yield source(len(ring.ranks), w, ring.own, outer, turn), turn, current[0], current[1]
             if coming:
                 current = coming.wait()
         if onwards:
             first = onwards.wait()
+
+
+def _send(ring: Ring, tensors: list[Tensor], pair: tuple[int, int], group: str) -> Sending:
+    return exchange(tensors, ring.ranks[pair[0]], ring.ranks[pair[1]], group)
 
 
 class Part(NamedTuple):
@@ -93,52 +101,88 @@ def part(own: int, of: int, T: int, documents: tuple[Tensor, Tensor] | None) -> 
     return Part(queries, keys, Seen(of == own, documents[0][:, queries], documents[1][:, keys]))
 
 
-class RingAttention(torch.autograd.Function):
+def ring_attention(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None, ring: Ring, scale: float) -> Tensor:
     """Attention of this rank's queries to the keys of all ranks of the ring, causal, within documents if these are
     given: q (B, H, T, K), k and v (B, G, T, K), documents (ring, B, T) of all ranks or None. Out is as q."""
+    groups = [ring.keys, ring.windows, ring.gradients]
+    return _ring_attention(q, k, v, documents, list(ring.ranks), ring.own, ring.window, *groups, scale)[0]
 
-    @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None, ring: Ring, scale: float
-    ) -> Tensor:  # fmt: skip
-        T = q.shape[2]
-        out = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
-        lse = torch.full(q.shape[:3], -torch.inf, device=q.device)
-        for of, _, k_of, v_of in travelling(ring, k, v):
-            rows, keys, seen = part(ring.rank, of, T, _pair(documents, ring.rank, of))
-            found = block(q[:, :, rows], k_of[:, :, keys], v_of[:, :, keys], seen, scale)
-            out[:, :, rows], lse[:, :, rows] = merge(out[:, :, rows], lse[:, :, rows], *found)
-        out = out.to(q.dtype)
-        ctx.save_for_backward(q, k, v, out, lse)
-        ctx.documents, ctx.ring, ctx.scale = documents, ring, scale
-        return out
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, lse = ctx.saved_tensors
-        (grad,), ring, T = gradients, ctx.ring, q.shape[2]
-        near, w = neighbours(ring.context, ring.rank), ring.context.inner
-        dq = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
-        coming: Sending | None = None
-        for of, turn, k_of, v_of in travelling(ring, k, v):
-            rows, keys, seen = part(ring.rank, of, T, _pair(ctx.documents, ring.rank, of))
-            found = block_backward(
-                grad[:, :, rows], q[:, :, rows], k_of[:, :, keys], v_of[:, :, keys], out[:, :, rows], lse[:, :, rows],
-                seen, ctx.scale,
-            )  # fmt: skip
-            dq[:, :, rows] += found[0]
-            if coming is None:
-                dk, dv = (torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in (k, v))
-            else:
-                dk, dv = coming.wait()
-            dk[:, :, keys] += found[1]
-            dv[:, :, keys] += found[2]
-            if ring.context.ring > 1:
-                coming = exchange([dk, dv], near.inner if turn + 1 < w else near.diagonal, ring.gradients)
-        if coming is not None:
+# ---------------------------------------------------------------------------------------------------- the operator
+
+_RING = "int[] ranks, int own, int window, str keys, str windows, str gradients, float scale"
+
+
+@torch.library.custom_op(
+    "fulcrum::ring_attention",
+    mutates_args=(),
+    schema=f"(Tensor q, Tensor k, Tensor v, Tensor? documents, {_RING}) -> (Tensor, Tensor)",
+)
+def _ring_attention(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None, *how: Any) -> tuple[Tensor, Tensor]:
+    """(out, lse), lse (B, H, T) in float32."""
+    ring, scale = _ring(*how)
+    T = q.shape[2]
+    out = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
+    lse = torch.full(q.shape[:3], -torch.inf, device=q.device)
+    for of, _, k_of, v_of in travelling(ring, k, v):
+        rows, keys, seen = part(ring.own, of, T, _pair(documents, ring.own, of))
+        found = block(q[:, :, rows], k_of[:, :, keys], v_of[:, :, keys], seen, scale)
+        out[:, :, rows], lse[:, :, rows] = merge(out[:, :, rows], lse[:, :, rows], *found)
+    return out.to(q.dtype), lse
+
+
+@torch.library.custom_op(
+    "fulcrum::ring_attention_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor? documents, "
+    f"{_RING}) -> (Tensor, Tensor, Tensor)",
+)
+def _ring_attention_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, documents: Tensor | None, *how: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dq, dk, dv)"""
+    ring, scale = _ring(*how)
+    near, w, T = neighbours(len(ring.ranks), ring.window, ring.own), ring.window, q.shape[2]
+    dq = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
+    coming: Sending | None = None
+    for of, turn, k_of, v_of in travelling(ring, k, v):
+        rows, keys, seen = part(ring.own, of, T, _pair(documents, ring.own, of))
+        found = block_backward(
+            grad[:, :, rows], q[:, :, rows], k_of[:, :, keys], v_of[:, :, keys], out[:, :, rows], lse[:, :, rows], seen,
+            scale,
+        )  # fmt: skip
+        dq[:, :, rows] += found[0]
+        if coming is None:
+            dk, dv = (torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in (k, v))
+        else:
             dk, dv = coming.wait()
-        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, None, None
+        dk[:, :, keys] += found[1]
+        dv[:, :, keys] += found[2]
+        if len(ring.ranks) > 1:
+            coming = _send(ring, [dk, dv], near.inner if turn + 1 < w else near.diagonal, ring.gradients)
+    if coming is not None:
+        dk, dv = coming.wait()
+    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
+
+
+def _ring(ranks: list[int], own: int, window: int, keys: str, windows: str, gradients: str, scale: float) -> Any:
+    return Ring(tuple(ranks), own, window, keys, windows, gradients), scale
 
 
 def _pair(documents: Tensor | None, own: int, of: int) -> tuple[Tensor, Tensor] | None:
     return None if documents is None else (documents[own], documents[of])
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, documents, *ctx.how = inputs
+    ctx.save_for_backward(q, k, v, *output, documents)
+
+
+def _gradients(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    *saved, documents = ctx.saved_tensors
+    return (*_ring_attention_backward(grad, *saved, documents, *ctx.how), None, *(None for _ in ctx.how))
+
+
+_ring_attention.register_autograd(_gradients, setup_context=_keep)
+_ring_attention.register_fake(lambda q, *_: (torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)))
+_ring_attention_backward.register_fake(lambda grad, q, k, v, *_: tuple(torch.empty_like(x) for x in (q, k, v)))
