@@ -9,9 +9,12 @@
 First what the cost model needs: seconds of a message to the next rank and FLOP/s of the attention kernel, all ranks at
 once, printed as overrides for `fulcrum train dry_run=true`. Then for each length, without and with documents, forward
 and backward together in every layout. A layout whose results are not those of one device in float32 is not timed, and
-what does not run says why. Memory is what the peak of a rank rises by during the call, of the rank where it rises most.
-Layouts take turns; seconds are medians, of the slowest rank, and ratios medians of ratios to one device, on one thread.
-Ranks that share cores gain no more than the number of cores, which is printed.
+what does not run says why.
+
+Layouts take turns. Seconds are medians, of the slowest rank; the first ratio is the median of ratios to one device, on
+one thread: ranks that share cores gain no more than the number of cores, which is printed. Memory is what the peak of a
+rank rises by during the call, of the rank where it rises most. Predicted are the cost model's seconds, which know no
+merging, and the ratio of measured to them.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -32,32 +36,34 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from attention_layouts import Inputs, Layout, Place, layouts, make_inputs, repeated, whole
+from attention_layouts import Inputs, Layout, Place, contexts, layouts, make_inputs, repeated, whole
 from scipy.optimize import nnls
 from torch import Tensor
 
 from slurm.dry_run import in_bytes
+from train.context_parallel.cost import BACKWARD, Machine, cost
 from train.context_parallel.kernel import Seen, block, block_backward
+from train.context_parallel.placement import Context
+from train.shape import Shape
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}  # relative, against one device in float32
 MESSAGES = [2**n for n in range(12, 25, 2)]  # bytes
 DOCUMENTS = (1, 8)
-BACKWARD = 2.5  # FLOPs of the backward pass over those of the forward pass: five products of matrices against two
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--ranks", type=int, help="default: 4 on CPU, all GPUs of this node")
-    parser.add_argument("--lengths", type=int, nargs="+", help="tokens; default: 1k to 8k on CPU, 8k to 128k on GPUs")
+    parser.add_argument("--lengths", type=int, nargs="+", help="tokens; default: 1k, 4k, 8k on CPU, 8k to 128k on GPUs")
     parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on CPU, bf16 on GPUs")
     parser.add_argument("--heads", type=int, nargs=3, default=(4, 4, 64), metavar=("QUERY", "KEY", "SIZE"))
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     on_cpu = options.device == "cpu"
     options.ranks = options.ranks or (4 if on_cpu else torch.cuda.device_count())
-    options.lengths = options.lengths or [2**n for n in (range(10, 14) if on_cpu else range(13, 18))]
+    options.lengths = options.lengths or [2**n for n in ((10, 12, 13) if on_cpu else range(13, 18))]
     options.dtype = DTYPES[options.dtype or ("float32" if on_cpu else "bf16")]
     query, key, size = options.heads
     kind = f"{len(os.sched_getaffinity(0))} cores" if on_cpu else torch.cuda.get_device_name()
@@ -75,11 +81,12 @@ def rank_main(rank: int, options: argparse.Namespace, store: str) -> None:
     backend = "gloo" if options.device == "cpu" else "nccl"
     world = {"rank": rank, "world_size": options.ranks, "init_method": f"file://{store}"}
     dist.init_process_group(backend, timeout=timedelta(minutes=3), **world)
-    machine(options)
+    machine = measured_machine(options)
     found = layouts(options.ranks, options.device)
     for length in options.lengths:
         for documents in DOCUMENTS:
-            table(make_inputs(length, documents, options.heads, options.device, options.dtype), found, options)
+            inputs = make_inputs(length, documents, options.heads, options.device, options.dtype)
+            table(inputs, found, machine, options)
     dist.destroy_process_group()
 
 
@@ -91,18 +98,18 @@ def say(*lines: str) -> None:
 # ---------------------------------------------------------------------------------------------------- the machine
 
 
-def machine(options: argparse.Namespace) -> None:
-    """Measures and prints it."""
+def measured_machine(options: argparse.Namespace) -> Machine:
+    """Prints it, too."""
     say("", f"{'bytes to the next rank':>24}{'seconds':>12}{'bytes/s':>12}")
     seconds = [message_seconds(size, options) for size in MESSAGES]
     for size, took in zip(MESSAGES, seconds, strict=True):
         say(f"{in_bytes(size):>24}{took:12.2e}{size / took:12.2e}")
     latency, bandwidth = line_through(MESSAGES, seconds)
     flops = kernel_flops(max(options.lengths) // options.ranks, options)
-    say(
-        f"context.machine.ranks_per_node={options.ranks} context.machine.node_bandwidth={bandwidth:.3g} "
-        f"context.machine.latency={latency:.2g} context.machine.flops={flops:.3g}"
-    )
+    machine = Machine(options.ranks, bandwidth, bandwidth, latency, flops)
+    say(" ".join(f"context.machine.{key}={value:.3g}" for key, value in asdict(machine).items()))
+    say("  (network_bandwidth is that of this node; it matters where ranks that share a sequence are on several)")
+    return machine
 
 
 def message_seconds(size: int, options: argparse.Namespace) -> float:
@@ -145,7 +152,7 @@ def kernel_flops(length: int, options: argparse.Namespace) -> float:
 # ---------------------------------------------------------------------------------------------------- the layouts
 
 
-def table(inputs: Inputs, found: dict[str, Place], options: argparse.Namespace) -> None:
+def table(inputs: Inputs, found: dict[str, Place], machine: Machine, options: argparse.Namespace) -> None:
     """Prints a line for every layout."""
     expected = reference(inputs)
     errors: dict[str, float] = {}
@@ -163,20 +170,33 @@ def table(inputs: Inputs, found: dict[str, Place], options: argparse.Namespace) 
                         errors[name] = error_of(call(), expected, layout, options)
                         memory[name] = over_ranks(added_memory(call, options.device), options.device)
                     else:
-                        call()  # others have used the caches
                         seconds[name].append(timed(call, options.device))
             except Exception as error:  # of others' code: whatever it is, it is the answer
                 failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    count, (base, *_) = len(inputs.bounds) - 1, seconds.values()
+    count, shapes, (base, *_) = len(inputs.bounds) - 1, contexts(options.ranks), seconds.values()
     title = f"{inputs.bounds[-1]:,} tokens, {count} document{'s' if count > 1 else ''}"
-    say("", f"{title:40}{'seconds':>10}{'ratio':>8}{'memory':>10}{'error':>10}")
+    say("", f"{title:40}{'seconds':>10}{'ratio':>8}{'memory':>10}{'error':>10}{'predicted':>11}{'ratio':>8}")
     for name in found:
         if name in failed:
             say(f"{name:40}  {failed[name][:200]}")
             continue
-        ratio = statistics.median(own / one for own, one in zip(seconds[name], base, strict=True))
-        measured = f"{statistics.median(seconds[name]):10.4f}{ratio:8.2f}"
-        say(f"{name:40}{measured}{in_bytes(memory[name]):>10}{errors[name]:10.1e}")
+        took, ratio = statistics.median(seconds[name]), _ratio(seconds[name], base)
+        line = f"{name:40}{took:10.4f}{ratio:8.2f}{in_bytes(memory[name]):>10}{errors[name]:10.1e}"
+        if name in shapes and count == 1:
+            model = predicted(shapes[name], machine, inputs.bounds[-1], options)
+            line += f"{model:11.4f}{took / model:8.2f}"
+        say(line)
+
+
+def _ratio(own: list[float], base: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(own, base, strict=True))
+
+
+def predicted(context: Context, machine: Machine, length: int, options: argparse.Namespace) -> float:
+    """Seconds of the cost model, forward and backward."""
+    query, key, size = options.heads
+    shape = Shape(query * size, 1, query, 1, key, size)
+    return cost(shape, context, machine, length, number_bytes=options.dtype.itemsize).both.total
 
 
 def reference(inputs: Inputs) -> list[Tensor]:
