@@ -12,6 +12,9 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from train.blocks import ATTENTION, prepare_blocks
+from train.context_parallel.apply import spread
+from train.context_parallel.groups import build_groups
+from train.context_parallel.placement import Context
 from train.model import Transformer, initialize, rotary_table
 from train.shape import Shape
 
@@ -19,10 +22,13 @@ MODES = ["none", "full", "selective"]
 DOCUMENTS = torch.tensor([[0] * 7 + [1] * 9] * 2)
 
 
-def build(checkpointing="none", compile=False, n_layers=2):
+def build(checkpointing="none", compile=False, n_layers=2, group=None):
+    """With a group, as on the ranks of a context: here one that has whole sequences."""
     shape = Shape(d_model=32, n_layers=n_layers, n_heads=4, n_kv_heads=2, d_ff=48, qk_norm=True, vocab_size=50)
     model = Transformer(shape, 50)
     initialize(model, 0)
+    if group:
+        spread(model, group)
     prepare_blocks(model, checkpointing, compile)
     return model
 
@@ -60,6 +66,14 @@ def one_rank():
     distributed.destroy_process_group()
 
 
+@pytest.fixture(params=["one device", "context"])
+def group(request):
+    if request.param == "one device":
+        return None
+    request.getfixturevalue("one_rank")
+    return build_groups(Context())
+
+
 @pytest.fixture
 def fresh_compiler(one_thread):
     torch._dynamo.reset()
@@ -90,9 +104,9 @@ def test_compiled_code_gives_the_plain_gradients(fresh_compiler):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_blocks_compile_once(mode, no_code_generation):
+def test_blocks_compile_once(mode, group, no_code_generation):
     """Whatever the depth, the number of micro-batches of a step, and evaluations between steps."""
-    plain, model = build(), build(mode, compile=True)
+    plain, model = build(), build(mode, compile=True, group=group)
     assert_same(gradients(model), gradients(plain), rtol=2e-6)
     assert evaluate(model) == pytest.approx(evaluate(plain), rel=1e-6)
     assert counters["stats"]["unique_graphs"] == 4  # a block and the head's softmax, with gradients and without
@@ -100,7 +114,7 @@ def test_blocks_compile_once(mode, no_code_generation):
         for micro_batches in (3, 1, 2):
             assert_same(gradients(model, None, micro_batches), gradients(plain, None, micro_batches), rtol=2e-6)
             evaluate(model)
-        deep = build(mode, compile=True, n_layers=5)
+        deep = build(mode, compile=True, n_layers=5, group=group)
         gradients(deep)
         evaluate(deep)
 
@@ -117,10 +131,10 @@ class Attention(TorchDispatchMode):
 
 @pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["causal", "documents"])
 @pytest.mark.parametrize(("mode", "calls"), [("none", 3), ("full", 6), ("selective", 3)])
-def test_attention_runs_forward_once_per_layer_but_where_all_is_recomputed(mode, calls, documents):
-    model = build(mode, n_layers=3)
+def test_attention_runs_forward_once_per_layer_but_where_all_is_recomputed(mode, calls, documents, group):
+    model = build(mode, n_layers=3, group=group)
     with Attention() as attention:
-        gradients(model, documents)
+        gradients(model, documents if documents is None or not group else documents[None])
     assert attention.calls == calls
 
 
@@ -147,10 +161,10 @@ def block_input(model):
     return x, rotary_table(model.shape, torch.arange(64)), None
 
 
-def test_what_is_kept_is_the_output_then_attentions_too_then_all():
+def test_what_is_kept_is_the_output_then_attentions_too_then_all(group):
     kept = {}
     for mode in MODES:
-        model = build(mode, n_layers=1)
+        model = build(mode, n_layers=1, group=group)
         arguments = block_input(model)
         with Alive([*model.parameters(), arguments[0], *arguments[1]]) as alive:
             out = model.blocks[0](*arguments)

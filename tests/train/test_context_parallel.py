@@ -68,7 +68,13 @@ def rank_main(folder: Path) -> None:
         sent.append((to, sum(x.numel() for x in tensors), tensors[0].element_size()))
         return plain(tensors, to, from_, group)
 
+    def counted_all_to_all(out, parts, group):
+        exchanged.append(parts.numel() * (group.size() - 1) // group.size())  # the own part stays
+        return plain_all_to_all(out, parts, group=group)
+
     ring.exchange = counted
+    exchanged: list[int] = []
+    plain_all_to_all, dist.all_to_all_single = dist.all_to_all_single, counted_all_to_all
     found = {}
     for name, (hp, cp, window, placement, heads, kv_heads, documents) in CASES.items():
         context = Context(hp, cp, window, placement)
@@ -80,10 +86,13 @@ def rank_main(folder: Path) -> None:
         q, k, v = (x.clone().requires_grad_() for x in (q, k, v))
         of_ring = None if docs is None else docs[:, torch.from_numpy(zigzag(S, cp))].transpose(0, 1)
         sent.clear()
+        exchanged.clear()
         out = attention(q, k, v, of_ring, group, K**-0.5)
         forward = list(sent)
         out.backward(grad)
-        found[name] = ([x.detach() for x in (out, q.grad, k.grad, v.grad)], forward, sent[len(forward) :])
+        found[name] = (
+            [x.detach() for x in (out, q.grad, k.grad, v.grad)], forward, sent[len(forward) :], list(exchanged),
+        )  # fmt: skip
     torch.save(found, folder / f"{dist.get_rank()}.pt")
     dist.destroy_process_group()
 
@@ -116,7 +125,7 @@ def test_the_ring_sends_what_the_formulas_say_and_windows_are_crossed_as_rarely(
     context = Context(hp, cp, window, placement)
     share = 2 * B * S // cp * max(1, kv_heads // hp) * K  # keys and values of a rank, in elements
     for rank in range(RANKS):
-        _, forward, backward = ranks[rank][case]
+        _, forward, backward, _ = ranks[rank][case]
         again = [one for one in backward if one[1] == share]
         assert sum(n for _, n, _ in forward) == (cp - 1) * share
         assert sum(n for _, n, _ in again) == (cp - 1) * share + cp * share  # keys and values, and their gradients
@@ -126,6 +135,16 @@ def test_the_ring_sends_what_the_formulas_say_and_windows_are_crossed_as_rarely(
             if context.place(to % context.size).ring // context.inner != own // context.inner
         ]  # fmt: skip
         assert len(crossing) == cp // context.inner - 1
+
+
+@pytest.mark.parametrize("case", [name for name, values in CASES.items() if values[0] > 1])
+def test_heads_are_exchanged_in_two_transfers_of_the_formulas_size(ranks, case):
+    hp, cp, _, _, heads, kv_heads, _ = CASES[case]
+    query, key = heads * K, max(kv_heads, hp) * K
+    slice_of_all = B * S // (hp * cp)
+    there, back = slice_of_all * (query + 2 * key) * (hp - 1) // hp, slice_of_all * query * (hp - 1) // hp
+    for rank in range(RANKS):
+        assert ranks[rank][case][3] == [there, back, back, there]  # forward, and the same in backward
 
 
 @given(st.integers(1, 6), st.integers(1, 4), st.integers(1, 3), st.sampled_from(["head_first", "context_first"]))

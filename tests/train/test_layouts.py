@@ -52,7 +52,7 @@ def test_a_life_on_the_same_layout_goes_on_bit_for_bit(pool, make, logged, state
 
 
 def test_a_run_moves_from_layout_to_layout(pool, make, logged, state, tmp_path):
-    """Two steps on each, around twice: from every kind of layout to others, up and down in world size."""
+    """Two steps on each: from every kind of layout to others, up and down in world size, in and out of a context."""
     single = make("single")
     assert pool.train(single) == "completed"
     lives = [
@@ -60,15 +60,15 @@ def test_a_run_moves_from_layout_to_layout(pool, make, logged, state, tmp_path):
         ("fsdp", 4),
         ("zero1", 2),
         ("single", 1),
-        ("zero2", 4),
+        ("zero2", 4, "context.ring=2"),
         ("zero3_offload_cpu", 1),
         ("ddp", 2),
         ("zero3", 4),
         ("zero1", 1),
-        ("fsdp", 2),
+        ("fsdp", 2, "context.head_parallel=2"),
     ]
-    for strategy, world_size in lives:
-        point = make("moving", f"strategy={strategy}", f"launch.devices={world_size}")
+    for strategy, world_size, *context in lives:
+        point = make("moving", f"strategy={strategy}", f"launch.devices={world_size}", *context)
         assert pool.train(point, world_size, steps=2) == "preempted"
     assert pool.train(point, 2) == "completed"
     assert point.run_id == single.run_id

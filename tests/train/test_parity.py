@@ -72,6 +72,11 @@ def rows(point, *keys):
     return [[line[key] for key in keys] for line in lines]
 
 
+def rows_with(point, key):
+    lines = [json.loads(line) for line in (point.folder / "metrics.jsonl").read_text().splitlines()]
+    return [[line[key]] for line in lines if line.get(key) is not None]
+
+
 def final_weights(point):
     return read_weights(newest(point.folder / "checkpoints"))
 
@@ -194,3 +199,25 @@ def test_a_context_trains_the_run_that_one_device_trains(pool, make, single, lay
     split = make("split", *STRATEGIES[strategy], *how)
     assert pool.train(split, world_size) == "completed"
     check_same(split, single())
+
+
+PACKED = [
+    "model.document_mask=true",
+    "model.n_heads=4",
+    "model.n_kv_heads=1",
+    "averages=standard",
+    "eval.every_tokens=640",
+]
+
+
+@pytest.mark.parametrize(("layout", "strategy"), [("both", "zero1"), ("two windows", "fsdp")])
+def test_documents_averages_evaluations_and_noise_are_those_of_one_device(pool, make, single, layout, strategy):
+    """Shared key heads, more ranks than these; recomputed but for attention."""
+    how, world_size = context(layout)
+    split = make("split", *STRATEGIES[strategy], *how, *PACKED, "launch.activation_checkpointing=selective")
+    assert pool.train(split, world_size) == "completed"
+    check_same(split, single(*PACKED))
+    keys = ["eval_loss", "eval_loss_tail", *(["noise_scale"] if strategy != "fsdp" else [])]
+    for key in keys:
+        found, expected = ([value for (value,) in rows_with(point, key)] for point in (split, single(*PACKED)))
+        assert expected and found == pytest.approx(expected, rel=1e-5 if key != "noise_scale" else 1e-3), key

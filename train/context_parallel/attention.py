@@ -52,7 +52,7 @@ def attention(
 @torch.library.custom_op("fulcrum::all_to_all", mutates_args=(), schema="(Tensor parts, str group) -> Tensor")
 def _all_to_all(parts: Tensor, group: Any) -> Tensor:
     """Of parts (hp, ...) part i goes to rank i of the group -> what came from rank i, at i; its gradient goes back."""
-    out = torch.empty_like(parts, memory_format=torch.contiguous_format)
+    out = parts.new_empty(parts.shape)
     dist.all_to_all_single(out, parts.contiguous(), group=_resolve_process_group(group))
     return out
 
@@ -62,4 +62,4 @@ def _keep(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
 
 
 _all_to_all.register_autograd(lambda ctx, grad: (_all_to_all(grad, ctx.group), None), setup_context=_keep)
-_all_to_all.register_fake(lambda parts, group: torch.empty_like(parts, memory_format=torch.contiguous_format))
+_all_to_all.register_fake(lambda parts, group: parts.new_empty(parts.shape))

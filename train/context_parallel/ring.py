@@ -184,5 +184,5 @@ def _gradients(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _ring_attention.register_autograd(_gradients, setup_context=_keep)
-_ring_attention.register_fake(lambda q, *_: (torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)))
-_ring_attention_backward.register_fake(lambda grad, q, k, v, *_: tuple(torch.empty_like(x) for x in (q, k, v)))
+_ring_attention.register_fake(lambda q, *_: (q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.float32)))
+_ring_attention_backward.register_fake(lambda grad, q, k, v, *_: tuple(x.new_empty(x.shape) for x in (q, k, v)))
