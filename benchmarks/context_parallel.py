@@ -145,7 +145,7 @@ def kernel_flops(length: int, options: argparse.Namespace) -> float:
         block_backward(grad, q, k, v, out, lse, Seen(), size**-0.5)
 
     both()
-    seconds = statistics.median(timed(both, options.device) for _ in range(options.repeats))
+    seconds = statistics.median(timed(both, options.device) for _ in range(3 * options.repeats))
     return (1 + BACKWARD) * 4 * length**2 * query * size / seconds
 
 
