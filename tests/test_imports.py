@@ -25,6 +25,7 @@ TORCH_FREE = [
     "optim.soap",
     "slurm.dry_run",
     "train.shape",
+    "train.context_parallel.hybrid",
     "conf.points",
     "scaling.fit",
     "scaling.allocate",
