@@ -26,6 +26,7 @@ TORCH_FREE = [
     "slurm.dry_run",
     "train.context_parallel.cost",
     "train.shape",
+    "train.context_parallel.hybrid",
     "conf.points",
     "scaling.fit",
     "scaling.allocate",

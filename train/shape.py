@@ -150,12 +150,16 @@ class Shape:
             **({} if self.tied else {"head.weight": (self.vocab, width)}),
         }
 
+    def forward_flops(self, tokens: int, pairs: int) -> int:
+        """FLOPs of a forward pass over `tokens` whose queries see `pairs` keys in all, exact."""
+        attention = 4 * pairs * self.n_heads * self.d_head  # scores and weighted values
+        matrices = 2 * tokens * (self.n_layers * self._matrices_per_layer + self.vocab * self.d_model)
+        return matrices + self.n_layers * attention
+
     def flops_per_token(self, sequence_length: int) -> float:
         """Training FLOPs per token at `sequence_length` (3 x forward); a float: S(S+1)/2 pairs over S tokens."""
-        pairs_per_token = (sequence_length + 1) / 2
-        attention = 4 * pairs_per_token * self.n_heads * self.d_head  # scores and weighted values
-        matrices = 2 * (self.n_layers * self._matrices_per_layer + self.vocab * self.d_model)
-        return 3 * (matrices + self.n_layers * attention)
+        pairs = sequence_length * (sequence_length + 1) // 2
+        return 3 * self.forward_flops(sequence_length, pairs) / sequence_length
 
 
 GOES_WITH = "model=linear goes with data=power_law, model=logistic with data=separable, and transformers with text"

@@ -4,4 +4,5 @@ placement   which rank holds which positions: pure functions
 kernel      attention of some queries to some keys, with the log-sum-exp by which such blocks are merged
 ring        keys and values travel a ring, or rings of rings; gradients follow them
 attention   heads over some ranks, the ring over the others
+hybrid      under the document mask instead: which ranks compute which documents of a batch (ByteScale); pure functions
 """
