@@ -24,18 +24,17 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from conf.branches import NO_PARENT, begin, check_same, keep_marks, parent_overrides, quoted, without_parent
+from conf.checks import check, check_context, check_regression
 from conf.schema import Config
 from conf.typed import coerce
 from data.files import flatten, read_json, read_yaml
-from data.generated import Generated
 from data.records import COMPLETED, read_metrics
 from data.tokenizers import vocab_size_of
 from optim.averaging import Average
 from optim.groups import Group
 from optim.plan import Plan, plan_of
-from train.context_parallel.placement import Context
 from train.memory import CHECKPOINTING
-from train.shape import GOES_WITH, Regression, Shape
+from train.shape import Regression, Shape
 from train.strategies import check_optimizer
 
 NOT_IDENTITY = ("launch", "context", "slurm", "vars", "dry_run")
@@ -176,28 +175,28 @@ def resolve(config: dict[str, Any], overrides: list[str]) -> Point:
     config = _typed(config)
     config["launch"]["overrides"] = overrides
     launch = config["launch"]
-    _check(launch["devices"] >= 1, "launch.devices", launch["devices"], "use at least 1")
-    _check(
+    check(launch["devices"] >= 1, "launch.devices", launch["devices"], "use at least 1")
+    check(
         launch["accelerator"] in ("auto", "cpu", "cuda"), "launch.accelerator", launch["accelerator"], "auto, cpu, cuda"
     )
-    _check(launch["retry"] in (None, "diverged"), "launch.retry", launch["retry"], "use `diverged` or null")
-    _check(launch["checkpoint"]["keep"] >= 1, "launch.checkpoint.keep", launch["checkpoint"]["keep"], "use at least 1")
-    _check(launch["search"]["factor"] > 1, "launch.search.factor", launch["search"]["factor"], "use more than 1")
+    check(launch["retry"] in (None, "diverged"), "launch.retry", launch["retry"], "use `diverged` or null")
+    check(launch["checkpoint"]["keep"] >= 1, "launch.checkpoint.keep", launch["checkpoint"]["keep"], "use at least 1")
+    check(launch["search"]["factor"] > 1, "launch.search.factor", launch["search"]["factor"], "use more than 1")
     minutes = launch["checkpoint"]["every_minutes"]
-    _check(minutes is None or minutes > 0, "launch.checkpoint.every_minutes", minutes, "use a positive number, or null")
+    check(minutes is None or minutes > 0, "launch.checkpoint.every_minutes", minutes, "use a positive number, or null")
     for key in ("collective_timeout", "tokens_per_second"):
-        _check(launch[key] is None or launch[key] > 0, f"launch.{key}", launch[key], "use a positive number")
+        check(launch[key] is None or launch[key] > 0, f"launch.{key}", launch[key], "use a positive number")
     how = launch["activation_checkpointing"]
-    _check(how in CHECKPOINTING, "launch.activation_checkpointing", how, f"use {', '.join(CHECKPOINTING)}")
+    check(how in CHECKPOINTING, "launch.activation_checkpointing", how, f"use {', '.join(CHECKPOINTING)}")
     for key in ("micro_batch_size", "parallel", "threads"):
-        _check(launch[key] is None or launch[key] >= 1, f"launch.{key}", launch[key], "use at least 1, or null")
-    _check(config["precision"] in ("float32", "bf16"), "precision", config["precision"], "use float32 or bf16")
+        check(launch[key] is None or launch[key] >= 1, f"launch.{key}", launch[key], "use at least 1, or null")
+    check(config["precision"] in ("float32", "bf16"), "precision", config["precision"], "use float32 or bf16")
     for key in ("clip_norm", "z_loss"):
-        _check(config[key] >= 0, key, config[key], "use 0 or more")
+        check(config[key] >= 0, key, config[key], "use 0 or more")
 
     vocab_size = vocab_size_of(config["tokenizer"])
     declared = config["model"].get("vocab_size")
-    _check(
+    check(
         declared is None or declared >= vocab_size,
         "model.vocab_size",
         declared,
@@ -208,11 +207,11 @@ def resolve(config: dict[str, Any], overrides: list[str]) -> Point:
     marks = launch["checkpoint"]["marks"]
     for tokens in marks:
         good = plan.start_tokens < plan.boundary(tokens) and tokens <= plan.final_tokens
-        _check(
+        check(
             good, "launch.checkpoint.marks", tokens, f"no step of the run ends there; its last at {plan.final_tokens}"
         )
     launch["checkpoint"]["marks"] = [plan.boundary(tokens) for tokens in marks]
-    _check(
+    check(
         launch["logger"] is None or isinstance(launch["logger"], dict),
         "launch.logger",
         launch["logger"],
@@ -221,9 +220,9 @@ def resolve(config: dict[str, Any], overrides: list[str]) -> Point:
     config["averages"] = config["averages"] or None  # no averages are no part of the identity
     for name, average in (config["averages"] or {}).items():
         key = f"averages.{name}"
-        _check(bool(re.fullmatch("[A-Za-z0-9_]+", name)), key, average, "use only A-Z, a-z, 0-9 and _ in the name")
+        check(bool(re.fullmatch("[A-Za-z0-9_]+", name)), key, average, "use only A-Z, a-z, 0-9 and _ in the name")
         described = isinstance(average, dict) and "_target_" in average
-        _check(described, key, average, f"give it a _target_ of optim.averaging, or remove it with ~{key}")
+        check(described, key, average, f"give it a _target_ of optim.averaging, or remove it with ~{key}")
         try:
             instantiate(average)
         except HydraException as error:  # the object does not know its own name
@@ -232,25 +231,16 @@ def resolve(config: dict[str, Any], overrides: list[str]) -> Point:
         _instantiate_all(node)
     strategy, optimizer = instantiate(launch["strategy"]), instantiate(config["optimizer"])
     strategy.check(launch["devices"])
-    context = Context.of(config["context"])
-    if context.size > 1:
-        _check(
-            isinstance(shape, Shape),
-            "context.ring, context.head_parallel",
-            context.size,
-            "rows have no sequence: use 1",
-        )
-        context.check_model(config["sequence_length"], shape.n_heads, shape.kv_heads)
-        context.check_world(launch["devices"])
+    check_context(config, shape)
     check_optimizer(strategy, optimizer)
     optimizer.groups(shape.parameters(), plan, shape.growth)  # refuses what this model and plan leave no room for
     weights, sources = config["data"]["weights"], config["data"]["sources"]
-    _check(isinstance(sources, dict) and bool(sources), "data.sources", sources, "give at least one source by name")
+    check(isinstance(sources, dict) and bool(sources), "data.sources", sources, "give at least one source by name")
     good = isinstance(weights, dict) and all(isinstance(w, int | float) and w > 0 for w in weights.values())
-    _check(weights is None or good, "data.weights", weights, "give {source: positive number}, or null")
+    check(weights is None or good, "data.weights", weights, "give {source: positive number}, or null")
     once = f"name each of {sorted(sources)} once, or choose the data it is for (experiment=mixtures_web: on web text)"
-    _check(weights is None or set(weights) == set(sources), "data.weights", weights, once)
-    _check_regression(config, shape, [instantiate(source) for source in sources.values()])
+    check(weights is None or set(weights) == set(sources), "data.weights", weights, once)
+    check_regression(config, shape, [instantiate(source) for source in sources.values()])
     launch["rivals"] = _rivals(config)
     run_id = "r" + hashlib.sha256(canonical_json(identity(config)).encode()).hexdigest()[:11]
     folder = Path(launch["runs"]).resolve() / launch["experiment"] / run_id
@@ -263,13 +253,13 @@ def plan_alone(overrides: Sequence[str], config_name: str) -> tuple[Plan, dict[s
     """The plan of one point and its averages, whatever its model and data are. ValueError for a branch, and for
     sequences of rows."""
     config = _typed(compose_config(overrides, config_name))
-    _check(
+    check(
         config["parent"] is None,
         "parent",
         config["parent"],
         "a branch has no plan of its own from the start: leave it out",
     )
-    _check(config["sequence_length"] == 1, "sequence_length", config["sequence_length"], "a token is a row here: use 1")
+    check(config["sequence_length"] == 1, "sequence_length", config["sequence_length"], "a token is a row here: use 1")
     return plan_of(config), {name: instantiate(average) for name, average in (config["averages"] or {}).items()}
 
 
@@ -307,15 +297,15 @@ def _rivals(config: dict[str, Any]) -> str | None:
     wanted = config["stop_when"]
     if wanted is None:
         return None
-    _check(wanted["loss"] is not None, "stop_when.rivals", wanted["rivals"], "give the stop_when.loss they race for")
-    _check(wanted["loss"] > 0, "stop_when.loss", wanted["loss"], "use a positive number of nats, or 0 for none")
-    _check(wanted["beaten_by"] >= 1, "stop_when.beaten_by", wanted["beaten_by"], "use 1 or more")
+    check(wanted["loss"] is not None, "stop_when.rivals", wanted["rivals"], "give the stop_when.loss they race for")
+    check(wanted["loss"] > 0, "stop_when.loss", wanted["loss"], "use a positive number of nats, or 0 for none")
+    check(wanted["beaten_by"] >= 1, "stop_when.beaten_by", wanted["beaten_by"], "use 1 or more")
     if wanted["rivals"] is None:
         return None
     common = dict(flatten(identity(config)))
     for key in wanted["rivals"]:
         of_key = [name for name in common if name == key or name.startswith(f"{key}.")]
-        _check(
+        check(
             bool(of_key),
             "stop_when.rivals",
             key,
@@ -328,33 +318,6 @@ def _rivals(config: dict[str, Any]) -> str | None:
 # ---------------------------------------------------------------------------------------------------- checks
 
 
-def _check(good: bool, key: str, value: Any, fix: str) -> None:
-    if not good:
-        raise ValueError(f"{key}={value}: {fix}.")
-
-
-def _check_regression(config: dict[str, Any], shape: Shape | Regression, sources: Sequence[Any]) -> None:
-    """Problems with a known answer go with their model, whose replicas nothing but the plan may couple."""
-    generated, target = any(isinstance(source, Generated) for source in sources), config["model"]["_target_"]
-    if not generated and not isinstance(shape, Regression):
-        return
-    (source,) = sources if generated and len(sources) == 1 else (None,)
-    own = isinstance(shape, Regression) and isinstance(source, Generated) and shape.loss == source.loss
-    _check(own, "model._target_", target, GOES_WITH)
-    assert isinstance(shape, Regression) and isinstance(source, Generated)
-    _check(shape.dimension == source.dimension, "model.dimension", shape.dimension, f"rows have {source.dimension}")
-    whole = "a sample is one row of the problem: use 1"
-    _check(config["sequence_length"] == 1, "sequence_length", config["sequence_length"], whole)
-    _check(config["clip_norm"] == 0, "clip_norm", config["clip_norm"], "it would couple the replicas: use 0")
-    _check(config["z_loss"] == 0, "z_loss", config["z_loss"], "a regression has none: use 0")
-    _check(
-        config["spike_guard"] is None, "spike_guard", config["spike_guard"], "it would couple the replicas: use none"
-    )
-    _check(config["precision"] == "float32", "precision", config["precision"], "use float32, for an exact comparison")
-    name = instantiate(config["launch"]["strategy"]).name
-    _check(name in ("single", "ddp"), "launch.strategy.name", name, "a regression takes strategy=single or ddp")
-
-
 def _whole_tokens(config: dict[str, Any]) -> dict[str, Any]:
     """Turns numbers of tokens into integers, and cuts the budget to whole sequences (reference ramps overshoot it)."""
     if config["warmup_tokens"] is not None:  # often a share of the budget
@@ -363,7 +326,7 @@ def _whole_tokens(config: dict[str, Any]) -> dict[str, Any]:
     def whole(node: dict[str, Any], key: str, name: str) -> None:
         value = node[key]
         if value is not None:
-            _check(float(value).is_integer() and value >= 0, name, value, "use a whole number of tokens")
+            check(float(value).is_integer() and value >= 0, name, value, "use a whole number of tokens")
             node[key] = int(value)
 
     config["total_tokens"] = math.floor(config["total_tokens"])
@@ -372,11 +335,11 @@ def _whole_tokens(config: dict[str, Any]) -> dict[str, Any]:
     whole(config["eval"], "tokens", "eval.tokens")
     for key in EVERY_TOKENS:
         value = OmegaConf.select(OmegaConf.create(config), key)
-        _check(value is None or value > 0, key, value, "use a positive number of tokens, or null")
+        check(value is None or value > 0, key, value, "use a positive number of tokens, or null")
     growth = config["eval"]["growth"]
-    _check(growth is None or growth > 1, "eval.growth", growth, "use a factor above 1, as 1.2, or null")
+    check(growth is None or growth > 1, "eval.growth", growth, "use a factor above 1, as 1.2, or null")
     length = config["sequence_length"]
-    _check(length >= 1, "sequence_length", length, "use at least 1")
+    check(length >= 1, "sequence_length", length, "use at least 1")
     if config["total_tokens"] >= length and config["ramp"].get("rounding") != "reference":
         config["total_tokens"] -= config["total_tokens"] % length
     return config

@@ -89,6 +89,9 @@ class Context:
     """ranks of an inner ring (Double-Ring), a divisor of ring; null: one ring of all"""
     placement: str = "head_first"
     """which ranks are neighbours: head_first, those that exchange heads; context_first, those of a ring"""
+    capacity: int | None = None
+    """hybrid data parallelism instead: all ranks are one pool, a rank's micro-batch has at most so many tokens, and
+    documents are spread over as many ranks as they need; null: sequences are shared as above"""
     machine: Machine = field(default_factory=Machine)
     """for a dry run alone, which then compares the layouts of as many ranks"""
 

@@ -28,6 +28,10 @@ class Batch(NamedTuple):
     documents: NDArray[np.int64] | None
     positions: NDArray[np.int64] | None = None
     """[T] of the tokens in their sequences, where these are not whole"""
+    ring: tuple[int, ...] | None = None
+    """hybrid data parallelism: ranks that have a share of a document, as this one does (): none"""
+    share: int = 0
+    """how many tokens at the front are this rank's share; `documents` are those of the tokens behind it"""
 
 
 def rank_share(offset: int, batch_size: int, rank: int, world_size: int) -> range:
@@ -61,9 +65,10 @@ class Batches:
         """The micro-batches of this rank for the step that consumes `batch_size` samples from `offset` on."""
         share = rank_share(offset, batch_size, rank, world_size)
         for i in range(micro_batch_count(batch_size, world_size, micro_batch_size)):
-            yield self._batch(share[i * micro_batch_size : (i + 1) * micro_batch_size], micro_batch_size)
+            yield self.batch(share[i * micro_batch_size : (i + 1) * micro_batch_size], micro_batch_size)
 
-    def _batch(self, samples: range, rows: int) -> Batch:
+    def batch(self, samples: range, rows: int) -> Batch:
+        """These samples, and rows that do not count up to `rows`."""
         source, sample = self.order.select(np.array(samples, dtype=np.int64))
         used = np.zeros((rows, self.sequence_length + 1), dtype=np.int64)
         documents = np.zeros((rows, self.sequence_length), dtype=np.int64) if self.with_documents else None

@@ -88,9 +88,9 @@ def describe_groups(point: Point) -> str:
 def memory(point: Point, strategy: str) -> Memory:
     """Of one rank of the point's devices under `strategy`."""
     assert isinstance(point.shape, Shape)
-    launch, shapes, ranks = point.config["launch"], point.shape.parameters(), sharing(point)
+    launch, shapes, context = point.config["launch"], point.shape.parameters(), Context.of(point.config["context"])
     # no rank of several makes a mask
-    shape = replace(point.shape, document_mask=False) if ranks > 1 else point.shape
+    shape = replace(point.shape, document_mask=False) if context.name else point.shape
     momentum = point.config["optimizer"].get("momentum", 0.0)
     return per_rank(
         shape,
@@ -98,7 +98,7 @@ def memory(point: Point, strategy: str) -> Memory:
         strategy,
         launch["devices"],
         micro_batch_size(point),
-        point.plan.sequence_length // ranks,
+        context.capacity or point.plan.sequence_length // context.size,
         point.config["precision"],
         launch["activation_checkpointing"],
         averages=len(point.config["averages"] or {}),
@@ -109,6 +109,8 @@ def memory(point: Point, strategy: str) -> Memory:
 def micro_batch_size(point: Point) -> int:
     """Sequences per device per forward pass."""
     launch = point.config["launch"]
+    if point.config["context"]["capacity"]:
+        return 1
     data_ranks = launch["devices"] // sharing(point)
     return launch["micro_batch_size"] or -(-int(point.plan.segments.batch_size[0]) // data_ranks)
 

@@ -58,7 +58,7 @@ MAY_IMPORT = {
     "train": {"train", "data", "optim"},
     "scaling": {"scaling", "data", "optim", "train.shape"},
     "conf": {"conf", "data.descents", "data.files", "data.generated", "data.records", "data.tokenizers", "optim"}
-    | {"train.shape", "train.memory", "train.strategies", "train.context_parallel.placement"},
+    | {"train.shape", "train.memory", "train.strategies", "train.context_parallel"},
     "slurm": {
         "slurm",
         "conf",

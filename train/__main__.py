@@ -123,6 +123,7 @@ def train_point(config: dict[str, Any], folder: Path, stop: Callable[[], str | N
     import torch
 
     import_fabric()
+    from train.context_parallel.placement import Context
     from train.loop import train
     from train.run import build_run
 
@@ -136,7 +137,7 @@ def train_point(config: dict[str, Any], folder: Path, stop: Callable[[], str | N
         "micro_batch_size": run.micro_batch_size,
         "activation_checkpointing": config["launch"]["activation_checkpointing"],
         "compile": config["launch"]["compile"],
-        "context": run.group.context.name if run.group else None,
+        "context": Context.of(config["context"]).name,
         "threads": threads,
         "device": str(run.fabric.device),
         "host": platform.node(),

@@ -51,7 +51,7 @@ def train(run: Run, life: dict[str, Any], stop_requested: Callable[[], str | Non
         done, log = after == plan.final_tokens, passes(before, after, log_every)
         with telemetry.clock("data"):
             micro_batches = run.micro_batches(tokens // length, batch_size)
-        several = run.data_ranks * len(micro_batches) > 1
+        several = run.data_ranks * len(micro_batches) > 1 and not run.pool  # whose gradients are of no whole samples
         with telemetry.profiled(profile):
             result = optimizer_step(
                 run.engine,

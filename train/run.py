@@ -20,6 +20,7 @@ from train.checkpoint import Checkpoints
 from train.context_parallel.apply import held, spread
 from train.context_parallel.groups import Group, build_groups
 from train.context_parallel.placement import Context
+from train.context_parallel.pool import Pool, build_pool, shared, spread_over_pool
 from train.engine import Engine
 from train.model import Transformer, initialize
 from train.noise_scale import NoiseScale
@@ -45,6 +46,8 @@ class Run:
     order: SampleOrder
     group: Group | None
     """the ranks that share this process's sequences; None: it has them to itself"""
+    pool: Pool | None
+    """hybrid data parallelism: all ranks share all documents"""
     train_data: Batches
     eval_data: dict[str, tuple[Batches, int]]
     """held-out source -> (its windows, how many)"""
@@ -59,15 +62,17 @@ class Run:
 
     def micro_batches(self, offset: int, batch_size: int) -> list[Batch]:
         """This rank's micro-batches of the step that consumes `batch_size` samples from `offset` on."""
-        return list(self._held(self.train_data.micro_batches(offset, batch_size, *self._layout)))
+        return list(self._of(self.train_data, offset, batch_size))
 
     def eval_batches(self, source: str) -> Iterator[Batch]:
         """This rank's micro-batches of a held-out source."""
         data, samples = self.eval_data[source]
-        return self._held(data.micro_batches(0, samples, *self._layout))
+        return self._of(data, 0, samples)
 
     def share(self, offset: int, batch_size: int, rank: int) -> range:
         """The samples of a step that `rank` has to do with."""
+        if self.pool:
+            return range(offset, offset + batch_size)
         return rank_share(offset, batch_size, rank // self._sharing, self.data_ranks)
 
     @property
@@ -79,11 +84,12 @@ class Run:
     def _sharing(self) -> int:
         return self.group.context.size if self.group else 1
 
-    @property
-    def _layout(self) -> tuple[int, int, int]:
-        return self.fabric.global_rank // self._sharing, self.data_ranks, self.micro_batch_size
-
-    def _held(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def _of(self, data: Batches, offset: int, samples: int) -> Iterator[Batch]:
+        if self.pool:
+            assert isinstance(self.shape, Shape)
+            return shared(data.batch(range(offset, offset + samples), samples), self.pool, self.shape)
+        own = self.fabric.global_rank // self._sharing
+        batches = data.micro_batches(offset, samples, own, self.data_ranks, self.micro_batch_size)
         return (held(batch, self.group.context, self.group.place) if self.group else batch for batch in batches)
 
     @property
@@ -138,9 +144,11 @@ def build_run(config: Mapping[str, Any], folder: Path) -> Run:
 
     context = Context.of(config["context"])
     group = build_groups(context, timeout) if context.size > 1 else None
-    if group:
-        assert isinstance(model, Transformer)
+    pool = build_pool(context.capacity, timeout) if context.capacity else None
+    if isinstance(model, Transformer) and group:
         spread(model, group)
+    if isinstance(model, Transformer) and pool:
+        spread_over_pool(model, pool)
     engine = strategy.engine(fabric, model, build_optimizer, config["clip_norm"])
     averages = {name: instantiate(average) for name, average in (config["averages"] or {}).items()}
     keep = launch["checkpoint"]
@@ -155,6 +163,7 @@ def build_run(config: Mapping[str, Any], folder: Path) -> Run:
         prepared=prepared,
         order=order,
         group=group,
+        pool=pool,
         train_data=Batches(prepared.sources, order, length, shape.document_mask),
         eval_data=held_out_batches(prepared, config["eval"]["tokens"], length, shape.document_mask),
         micro_batch_size=launch["micro_batch_size"]

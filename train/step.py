@@ -9,7 +9,7 @@ gradient. Strategies average gradients over ranks, hence `local_sum * world_size
 import math
 from collections.abc import Iterable
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -137,16 +137,16 @@ def _not_finite(fabric: Fabric, local_loss: Tensor) -> list[int]:
     return [rank for rank, loss in enumerate(losses) if not math.isfinite(loss)]
 
 
-def _to_device(fabric: Fabric, batch: Batch) -> list[Tensor | None]:
-    """Tokens, targets, documents, positions."""
+def _to_device(fabric: Fabric, batch: Batch) -> list[Any]:
+    """Tokens, targets, documents (with share and ring, in a pool), positions."""
 
     def moved(x: NDArray[np.int64]) -> Tensor:
         tensor = torch.from_numpy(x)
         # from pinned memory the copy does not hold the host up
         return fabric.to_device(tensor.pin_memory() if fabric.device.type == "cuda" else tensor)
 
-    tokens, targets, documents, positions = (None if x is None else moved(x) for x in batch)
-    return [tokens, targets, documents, positions]
+    tokens, targets, documents, positions = (None if x is None else moved(x) for x in batch[:4])
+    return [tokens, targets, documents if batch.ring is None else (documents, batch.share, batch.ring), positions]
 
 
 def _sum_over_ranks(fabric: Fabric, x: Tensor) -> Tensor:

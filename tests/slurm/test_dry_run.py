@@ -130,13 +130,12 @@ def test_a_machine_that_is_given_does_not_hide_measured_runs_of_the_layout(tiny)
     folder.mkdir(parents=True)
     run = {"N": one.shape.N, "N_total": one.shape.N_total, "sequence_length": 32, "precision": "float32"}
     write_json(folder / "run.json", run | {"flops_per_token": one.shape.flops_per_token(32)})
-    context = {"head_parallel": 2, "ring": 2, "window": None, "placement": "head_first"}
-    life = {"world_size": 4, "strategy": "ddp", "context": context}
+    life = {"world_size": 4, "strategy": "ddp", "context": "2 x 2, head_first"}
     (folder / "lives.jsonl").write_text(json.dumps(life) + "\n")
     (folder / "metrics.jsonl").write_text(json.dumps({"tokens": 1, "tokens_per_second": 7.0}) + "\n")
     assert measured_speeds(other) == [7.0]
     _speeds.cache_clear()
-    (folder / "lives.jsonl").write_text(json.dumps(life | {"context": context | {"ring": 4}}) + "\n")
+    (folder / "lives.jsonl").write_text(json.dumps(life | {"context": "2 x 2, context_first"}) + "\n")
     assert measured_speeds(other) == []
 
 

@@ -334,7 +334,7 @@ def test_a_world_is_whole_groups():
 
 def test_documents_that_fall_are_refused():
     check_documents(np.array([[0, 0, 1], [3, 3, 3]]))
-    with pytest.raises(ValueError, match="row 1 has 4 at 1 and 2 behind it"):
+    with pytest.raises(ValueError, match="row 1 falls from 4 to 2 at position 2"):
         check_documents(np.array([[0, 0, 1], [3, 4, 2]]))
 
 

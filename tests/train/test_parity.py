@@ -1,6 +1,7 @@
 """Every strategy, world size and optimizer trains the run that one device trains: same samples, same losses."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -69,12 +70,7 @@ def single(pool, make, singles, tmp_path_factory):
 
 def rows(point, *keys):
     lines = [json.loads(line) for line in (point.folder / "metrics.jsonl").read_text().splitlines()]
-    return [[line[key] for key in keys] for line in lines]
-
-
-def rows_with(point, key):
-    lines = [json.loads(line) for line in (point.folder / "metrics.jsonl").read_text().splitlines()]
-    return [[line[key]] for line in lines if line.get(key) is not None]
+    return [[line.get(key) for key in keys] for line in lines]
 
 
 def final_weights(point):
@@ -202,25 +198,45 @@ def test_a_context_trains_the_run_that_one_device_trains(pool, make, single, lay
     check_same(split, single())
 
 
-PACKED = [
-    "model.document_mask=true",
-    "model.n_heads=4",
-    "model.n_kv_heads=1",
-    "averages=standard",
-    "eval.every_tokens=640",
-]
+PACKED = ["model.document_mask=true", "model.n_heads=4", "model.n_kv_heads=1", "averages=standard"]
+PACKED += ["eval.every_tokens=640", "launch.activation_checkpointing=selective"]
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """Overrides for documents of 1 to 80 bytes: many to a sequence, or several sequences to one."""
+    path, draw = tmp_path_factory.mktemp("short") / "short.jsonl", random.Random(0)
+    texts = ("".join(draw.choices("etaoin shrdlu", k=int(80 ** draw.random()))) for _ in range(1200))
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return (*PACKED, f"data.sources.files.paths=[{path}]")
+
+
+def check_all_same(split, expected, noise):
+    """What is evaluated and measured too."""
+    check_same(split, expected)
+    for key in ("eval_loss", "eval_loss_tail", *(["noise_scale"] if noise else [])):
+        found, wanted = ([value for (value,) in rows(point, key) if value is not None] for point in (split, expected))
+        assert wanted and found == pytest.approx(wanted, rel=1e-3 if key == "noise_scale" else 1e-5), key
 
 
 @pytest.mark.parametrize(("layout", "strategy"), [
     ("both, context first", "zero1"), pytest.param("two windows", "fsdp", marks=pytest.mark.long)
 ])  # fmt: skip
-def test_documents_averages_evaluations_and_noise_are_those_of_one_device(pool, make, single, layout, strategy):
-    """Shared key heads, more ranks than these; recomputed but for attention."""
+def test_documents_averages_evaluations_and_noise_are_those_of_one_device(pool, make, single, packed, layout, strategy):
+    """Shared key heads, fewer than ranks; recomputed but for attention."""
     how, world_size = context(layout)
-    split = make("split", *STRATEGIES[strategy], *how, *PACKED, "launch.activation_checkpointing=selective")
+    split = make("split", *STRATEGIES[strategy], *how, *packed)
     assert pool.train(split, world_size) == "completed"
-    check_same(split, single(*PACKED))
-    keys = ["eval_loss", "eval_loss_tail", *(["noise_scale"] if strategy != "fsdp" else [])]
-    for key in keys:
-        found, expected = ([value for (value,) in rows_with(point, key)] for point in (split, single(*PACKED)))
-        assert expected and found == pytest.approx(expected, rel=1e-5 if key != "noise_scale" else 1e-3), key
+    check_all_same(split, single(*packed), noise=strategy != "fsdp")
+
+
+@pytest.mark.parametrize(("strategy", "world_size", "capacity"), [
+    ("zero3", 4, 12), ("ddp", 3, 12), pytest.param("fsdp", 4, 8, marks=pytest.mark.long),
+    pytest.param("zero1", 2, 20, marks=pytest.mark.long),
+])  # fmt: skip
+def test_a_pool_of_ranks_trains_the_run_of_one_device(pool, make, single, packed, strategy, world_size, capacity):
+    """Documents of up to 32 tokens on ranks that hold fewer: rings that differ from one to the next."""
+    how = [f"launch.devices={world_size}", f"context.capacity={capacity}", "launch.micro_batch_size=null"]
+    split = make("split", *STRATEGIES[strategy], *packed, *how)
+    assert pool.train(split, world_size) == "completed"
+    check_all_same(split, single(*packed), noise=False)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.batches import micro_batch_count, rank_share
-from train.context_parallel.placement import zigzag
+from train.context_parallel.placement import check_documents, zigzag
 from train.shape import Shape
 
 Int = NDArray[np.int64]
@@ -67,15 +67,9 @@ class Held(NamedTuple):
 
 def pieces(documents_BT: Int) -> list[Piece]:
     """Maximal runs of one document id, row by row. ValueError where ids do not rise along a row."""
-    change = np.diff(documents_BT, axis=1)
-    if (change < 0).any():
-        row, before = np.argwhere(change < 0)[0].tolist()
-        raise ValueError(
-            f"documents with non-monotone ids: row {row} falls from {documents_BT[row, before]} to "
-            f"{documents_BT[row, before + 1]} at position {before + 1}. Number the documents of a row in their order."
-        )
+    check_documents(documents_BT)
     found = []
-    for row, steps in enumerate(change):
+    for row, steps in enumerate(np.diff(documents_BT, axis=1)):
         edges = [0, *(np.flatnonzero(steps) + 1).tolist(), documents_BT.shape[1]]
         found += [Piece(row, start, stop) for start, stop in itertools.pairwise(edges)]
     return found

@@ -39,6 +39,8 @@ class Context:
     """ranks of an inner ring; null: one ring of all"""
     placement: str = HEAD_FIRST
     """head_first: ranks that exchange heads are neighbours; context_first: those of a ring are"""
+    capacity: int | None = None
+    """hybrid data parallelism: tokens of a rank's micro-batch; null: every rank has the same part of a sequence"""
 
     def __post_init__(self) -> None:
         for key in ("head_parallel", "ring"):
@@ -48,6 +50,12 @@ class Context:
             fits = [w for w in range(1, self.ring + 1) if self.ring % w == 0]
             raise ValueError(
                 f"context.window={self.window} does not divide context.ring={self.ring}: use one of {fits}."
+            )
+        if self.capacity is not None and (self.capacity < 2 or self.size > 1):
+            raise ValueError(
+                f"context.capacity={self.capacity} with context.ring={self.ring} and context.head_parallel="
+                f"{self.head_parallel}: documents choose their own rings of a pool of all ranks; use 2 tokens or more "
+                "and leave the others at 1."
             )
         if self.placement not in (HEAD_FIRST, CONTEXT_FIRST):
             raise ValueError(f"context.placement={self.placement}: use {HEAD_FIRST} or {CONTEXT_FIRST}.")
@@ -65,6 +73,8 @@ class Context:
     @property
     def name(self) -> str | None:
         """As `2 x 32, windows of 4, head_first`: head_parallel x ring; None where every rank has whole sequences."""
+        if self.capacity is not None:
+            return f"pool, {self.capacity} tokens a rank"
         windows = f", windows of {self.window}" if 1 < self.inner < self.ring else ""
         placement = f", {self.placement}" if 1 not in (self.head_parallel, self.ring) else ""
         return f"{self.head_parallel} x {self.ring}{windows}{placement}" if self.size > 1 else None
@@ -131,13 +141,13 @@ def positions(context: Context, sequence_length: int, place: Place) -> Int:
 
 
 def check_documents(documents_BT: Int) -> None:
-    """ValueError where document ids do not rise along a row: attention skips blocks by their first and last ids."""
+    """ValueError where document ids do not rise along a row, as attention takes them to do."""
     falls = np.argwhere(np.diff(documents_BT, axis=1) < 0)
     if len(falls):
-        row, at = falls[0]
-        before, after = documents_BT[row, at : at + 2]
+        row, before = falls[0].tolist()
         raise ValueError(
-            f"document ids must not fall along a sequence: row {row} has {before} at {at} and {after} behind it."
+            f"documents with non-monotone ids: row {row} falls from {documents_BT[row, before]} to "
+            f"{documents_BT[row, before + 1]} at position {before + 1}. Number the documents of a row in their order."
         )
 
 

@@ -63,7 +63,7 @@ def travelling(ring: Ring, k: Tensor, v: Tensor) -> Iterator[tuple[int, int, Ten
     """(source, turn, k, v) of every hop; the next ones are on their way while a hop is worked on."""
     near, w = neighbours(len(ring.ranks), ring.window, ring.own), ring.window
     windows = len(ring.ranks) // w
-    first = [k.contiguous(), v.contiguous()]
+    first = [k.contiguous(), v.contiguous()] if len(ring.ranks) > 1 else [k, v]
     for outer in range(windows):
         onwards = _send(ring, first, near.outer, ring.windows) if outer + 1 < windows else None
         current = first
@@ -122,13 +122,14 @@ def _ring_attention(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None, *
     """(out, lse), lse (B, H, T) in float32."""
     ring, scale = _ring(*how)
     T = q.shape[2]
-    out = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
-    lse = torch.full(q.shape[:3], -torch.inf, device=q.device)
     for of, _, k_of, v_of in travelling(ring, k, v):
         rows, keys, seen = part(ring.own, of, T, _pair(documents, ring.own, of))
         found = block(q[:, :, rows], k_of[:, :, keys], v_of[:, :, keys], seen, scale)
-        out[:, :, rows], lse[:, :, rows] = merge(out[:, :, rows], lse[:, :, rows], *found)
-    return out.to(q.dtype), lse
+        if of == ring.own:  # the first, of all rows
+            out, lse = found
+        else:
+            out[:, :, rows], lse[:, :, rows] = merge(out[:, :, rows], lse[:, :, rows], *found)
+    return _laid(out, q.dtype), lse.contiguous()
 
 
 @torch.library.custom_op(
@@ -143,7 +144,6 @@ def _ring_attention_backward(
     """(dq, dk, dv)"""
     ring, scale = _ring(*how)
     near, w, T = neighbours(len(ring.ranks), ring.window, ring.own), ring.window, q.shape[2]
-    dq = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
     coming: Sending | None = None
     for of, turn, k_of, v_of in travelling(ring, k, v):
         rows, keys, seen = part(ring.own, of, T, _pair(documents, ring.own, of))
@@ -151,18 +151,27 @@ def _ring_attention_backward(
             grad[:, :, rows], q[:, :, rows], k_of[:, :, keys], v_of[:, :, keys], out[:, :, rows], lse[:, :, rows], seen,
             scale,
         )  # fmt: skip
-        dq[:, :, rows] += found[0]
-        if coming is None:
-            dk, dv = (torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in (k, v))
+        if coming is None:  # the rank's own keys, seen by all rows
+            dq, dk, dv = found[0], found[1].contiguous(), found[2].contiguous()
         else:
             dk, dv = coming.wait()
-        dk[:, :, keys] += found[1]
-        dv[:, :, keys] += found[2]
+            for total, place, one in ((dq, rows, found[0]), (dk, keys, found[1]), (dv, keys, found[2])):
+                total[:, :, place] += one
         if len(ring.ranks) > 1:
             coming = _send(ring, [dk, dv], near.inner if turn + 1 < w else near.diagonal, ring.gradients)
     if coming is not None:
         dk, dv = coming.wait()
-    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
+    return _laid(dq, q.dtype), _laid(dk, k.dtype), _laid(dv, v.dtype)
+
+
+def _laid(x_BHTK: Tensor, dtype: torch.dtype) -> Tensor:
+    """In memory as (B, T, H, K), which is what goes into and comes from matrix products."""
+    return x_BHTK.to(dtype).transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _laid_out_as(x_BHTK: Tensor) -> Tensor:
+    B, H, T, K = x_BHTK.shape
+    return x_BHTK.new_empty(B, T, H, K).transpose(1, 2)
 
 
 def _ring(ranks: list[int], own: int, window: int, keys: str, windows: str, gradients: str, scale: float) -> Any:
@@ -184,5 +193,5 @@ def _gradients(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _ring_attention.register_autograd(_gradients, setup_context=_keep)
-_ring_attention.register_fake(lambda q, *_: (q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.float32)))
-_ring_attention_backward.register_fake(lambda grad, q, k, v, *_: tuple(x.new_empty(x.shape) for x in (q, k, v)))
+_ring_attention.register_fake(lambda q, *_: (_laid_out_as(q), q.new_empty(q.shape[:3], dtype=torch.float32)))
+_ring_attention_backward.register_fake(lambda grad, q, k, v, *_: (_laid_out_as(q), _laid_out_as(k), _laid_out_as(v)))
