@@ -141,10 +141,13 @@ def memory_table(point: Point, of_several: bool) -> list[str]:
     launch, chosen = point.config["launch"], strategy_name(point)
     devices = launch["devices"]
     which = f"{point.run_id}, which needs the most: memory" if of_several else "memory"
+    context = Context.of(point.config["context"])
+    at_once = f"{micro_batch_size(point)} sequences a micro-batch"
+    if context.name:
+        at_once = f"{at_once} of {context.name}" if context.capacity is None else f"a {context.name}"
     lines = [
-        f"{which} of a rank by strategy, {devices} device{'s' * (devices > 1)}, {micro_batch_size(point)} sequences a "
-        f"micro-batch, {point.config['precision']}, activation checkpointing {launch['activation_checkpointing']}"
-        + (f", context {name}" if (name := Context.of(point.config["context"]).name) else ""),
+        f"{which} of a rank by strategy, {devices} device{'s' * (devices > 1)}, {at_once}, "
+        f"{point.config['precision']}, activation checkpointing {launch['activation_checkpointing']}",
         "  " + " " * 20 + "".join(f"{name:>12}" for name in (*COLUMNS, "total", "on host", "on disk")),
     ]
     whole = instantiate(point.config["optimizer"]).needs_whole_matrices

@@ -22,6 +22,7 @@ from train.context_parallel.groups import Group, build_groups
 from train.context_parallel.placement import Context
 from train.context_parallel.pool import Pool, build_pool, shared, spread_over_pool
 from train.engine import Engine
+from train.measure import warn_once
 from train.model import Transformer, initialize
 from train.noise_scale import NoiseScale
 from train.regression import Replicas
@@ -145,6 +146,8 @@ def build_run(config: Mapping[str, Any], folder: Path) -> Run:
     context = Context.of(config["context"])
     group = build_groups(context, timeout) if context.size > 1 else None
     pool = build_pool(context.capacity, timeout) if context.capacity else None
+    if pool:
+        warn_once("no noise_scale with context.capacity: gradients of a rank are of parts of samples.")
     if isinstance(model, Transformer) and group:
         spread(model, group)
     if isinstance(model, Transformer) and pool:

@@ -279,6 +279,25 @@ def test_blocks_merge_to_the_whole_and_their_gradients_add_up(monkeypatch, kerne
         assert (found.transpose(1, 2) - whole).norm() <= 1e-6 * whole.norm()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("size", [32, 64, 128, 256])
+def test_flash_attention_on_a_gpu_is_plain_attention(documents, size):
+    generator = torch.Generator().manual_seed(1)
+    exact = [torch.randn(2, n, 96, size, generator=generator).bfloat16() for n in (4, 2, 2, 4)]
+    docs = inputs(4, 2, documents)[4]
+    seen = Seen(True, docs, docs)
+    found = []
+    for device, dtype in (("cuda", torch.bfloat16), ("cpu", torch.float32)):
+        q, k, v, grad = (x.to(device, dtype) for x in exact)
+        out, lse = block(q, k, v, seen, 0.1)
+        gradients = block_backward(grad, q, k, v, out.to(dtype), lse, seen, 0.1)
+        found.append([x.float().cpu() for x in (out, lse, *gradients)])
+    for low, high in zip(*found, strict=True):
+        assert (low - high).norm() <= 0.02 * high.norm()
+
+
 def test_a_row_that_sees_nothing_adds_nothing():
     q, k = torch.randn(1, 1, 3, 32), torch.randn(1, 1, 4, 32)
     seen = Seen(False, torch.tensor([[0, 1, 5]]), torch.tensor([[1, 1, 2, 2]]))

@@ -74,7 +74,7 @@ class Context:
     def name(self) -> str | None:
         """As `2 x 32, windows of 4, head_first`: head_parallel x ring; None where every rank has whole sequences."""
         if self.capacity is not None:
-            return f"pool, {self.capacity} tokens a rank"
+            return f"pool with {self.capacity} tokens a rank"
         windows = f", windows of {self.window}" if 1 < self.inner < self.ring else ""
         placement = f", {self.placement}" if 1 not in (self.head_parallel, self.ring) else ""
         return f"{self.head_parallel} x {self.ring}{windows}{placement}" if self.size > 1 else None
