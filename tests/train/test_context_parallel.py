@@ -3,6 +3,7 @@
 import queue
 import sys
 import threading
+import weakref
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,12 +13,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from train.context_parallel.kernel import Seen, areas, block, block_backward, has_flash, merge
 from train.context_parallel.placement import Context, Place, check_documents, neighbours, positions, source, zigzag
 from train.context_parallel.ring import part
 
-RANKS, S, B, K = 4, 96, 2, 32
+RANKS, S, B, K, LAYERS = 4, 96, 2, 32, 2
 CASES = {  # hp, cp, window, placement, query heads, key/value heads, documents
     "ring": (1, 4, None, "head_first", 4, 4, False),
     "heads": (4, 1, None, "head_first", 4, 4, False),
@@ -50,6 +52,76 @@ def one_device(q, k, v, grad, documents, scale):
     ).transpose(1, 2)
     out.backward(grad)
     return [x.detach() for x in (out, q.grad, k.grad, v.grad)]
+
+
+def small_model(case, checkpointing="none"):
+    from train.blocks import prepare_blocks
+    from train.model import Transformer, initialize
+    from train.shape import Shape
+
+    *_, heads, kv_heads, documents = CASES[case]
+    sizes = {"d_model": 32, "d_ff": 48, "head_dim": 32, "n_layers": LAYERS}
+    model = Transformer(Shape(n_heads=heads, n_kv_heads=kv_heads, document_mask=documents, vocab_size=99, **sizes), 99)
+    initialize(model, 0)
+    prepare_blocks(model, checkpointing, compile=False)
+    return model
+
+
+def whole_batch(case, data):
+    from data.batches import Batch
+
+    tokens = torch.randint(0, 99, (B, S + 1), generator=torch.Generator().manual_seed(data)).numpy()
+    documents = inputs(1, 1, CASES[case][-1], data)[-1]
+    return Batch(tokens[:, :-1], tokens[:, 1:], None if documents is None else documents.numpy())
+
+
+def loss_and_gradients(model, batch):
+    tensors = [None if x is None else torch.from_numpy(np.ascontiguousarray(x)) for x in batch[:4]]
+    tokens, targets, documents, positions = tensors
+    loss = model(tokens, documents, targets, 0.0, positions)[0]
+    loss.backward()
+    return [loss.detach(), *(p.grad for p in model.parameters())]
+
+
+def of_a_model(case, group, data):
+    """Loss and gradients of the whole model, added up over the group; and, by checkpointing, how often attention ran
+    and what was kept between forward and backward, in bytes."""
+    import torch.distributed as dist
+
+    from train.context_parallel.apply import held, spread
+
+    batch = held(whole_batch(case, data), group.context, group.place)
+    costs = {}
+    for mode in ("full", "selective", "none"):
+        model = small_model(case, mode)
+        spread(model, group)
+        with Alive(model.parameters()) as alive:
+            found = loss_and_gradients(model, batch)
+        costs[mode] = alive.calls, alive.kept
+    for x in found:
+        dist.all_reduce(x, group=group.every)
+    return found, costs
+
+
+class Alive(TorchDispatchMode):
+    """How often the ring ran, and the bytes of storages that are alive when backward begins."""
+
+    def __init__(self, known):
+        super().__init__()
+        self.storages, self.calls, self.kept = {}, 0, 0
+        self.known = {x.untyped_storage()._cdata for x in known}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.ones_like.default and not self.kept:  # the gradient of the loss itself
+            self.kept = sum(self.storages.values())
+        self.calls += func is torch.ops.fulcrum.ring_attention.default
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(x, torch.Tensor) and x.untyped_storage()._cdata not in self.known | set(self.storages):
+                storage = x.untyped_storage()
+                self.storages[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self.storages.pop, storage._cdata)
+        return out
 
 
 def rank_main(folder: Path) -> None:
@@ -92,6 +164,7 @@ def rank_main(folder: Path) -> None:
         out.backward(grad)
         found[name] = (
             [x.detach() for x in (out, q.grad, k.grad, v.grad)], forward, sent[len(forward) :], list(exchanged),
+            of_a_model(name, group, data),
         )  # fmt: skip
     torch.save(found, folder / f"{dist.get_rank()}.pt")
     dist.destroy_process_group()
@@ -119,13 +192,34 @@ def test_output_and_gradients_are_those_of_one_device(ranks, case):
             assert (joined - whole).norm() <= 1e-6 * whole.norm(), name
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_loss_and_gradients_of_the_whole_model_are_those_of_one_device(ranks, case):
+    hp, cp, *_ = CASES[case]
+    for rank in range(RANKS):
+        found, _ = ranks[rank][case][4]
+        expected = loss_and_gradients(small_model(case), whole_batch(case, rank // (hp * cp)))
+        for one, whole in zip(found, expected, strict=True):
+            assert (one - whole).norm() <= 1e-5 * whole.norm()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_selective_checkpointing_runs_attention_once_and_keeps_its_output_and_log_sum_exp(ranks, case):
+    hp, cp, _, _, heads, _, _ = CASES[case]
+    for rank in range(RANKS):
+        _, costs = ranks[rank][case][4]
+        assert [costs[mode][0] for mode in ("none", "selective", "full")] == [LAYERS, LAYERS, 2 * LAYERS]
+        kept = {mode: costs[mode][1] for mode in costs}
+        assert kept["selective"] - kept["full"] == LAYERS * B * S // (hp * cp) * heads * (K + 1) * 4
+        assert kept["none"] > 2 * kept["selective"]
+
+
 @pytest.mark.parametrize("case", [name for name, values in CASES.items() if values[1] > 1])
 def test_the_ring_sends_what_the_formulas_say_and_windows_are_crossed_as_rarely(ranks, case):
     hp, cp, window, placement, _, kv_heads, _ = CASES[case]
     context = Context(hp, cp, window, placement)
     share = 2 * B * S // cp * max(1, kv_heads // hp) * K  # keys and values of a rank, in elements
     for rank in range(RANKS):
-        _, forward, backward, _ = ranks[rank][case]
+        _, forward, backward, *_ = ranks[rank][case]
         again = [one for one in backward if one[1] == share]
         assert sum(n for _, n, _ in forward) == (cp - 1) * share
         assert sum(n for _, n, _ in again) == (cp - 1) * share + cp * share  # keys and values, and their gradients
