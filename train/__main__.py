@@ -134,7 +134,7 @@ def train_point(config: dict[str, Any], folder: Path, stop: Callable[[], str | N
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "world_size": run.fabric.world_size,
         "strategy": run.strategy,
-        "micro_batch_size": run.micro_batch_size,
+        "micro_batch_size": None if run.pool else run.micro_batch_size,
         "activation_checkpointing": config["launch"]["activation_checkpointing"],
         "compile": config["launch"]["compile"],
         "context": Context.of(config["context"]).name,

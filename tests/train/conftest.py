@@ -62,7 +62,11 @@ def run_ranks() -> Callable[[str, Path, int], list[str]]:
             )
             for rank in range(ranks)
         ]
-        errors = [process.communicate(timeout=200)[1] for process in processes]
+        try:
+            errors = [process.communicate(timeout=120)[1] for process in processes]
+        finally:
+            for process in processes:  # one that waits for a rank that never comes
+                process.kill()
         assert [process.returncode for process in processes] == [0] * ranks, errors
         return errors
 

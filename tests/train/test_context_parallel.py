@@ -60,8 +60,10 @@ def small_model(case, checkpointing="none"):
     from train.shape import Shape
 
     *_, heads, kv_heads, documents = CASES[case]
-    sizes = {"d_model": 32, "d_ff": 48, "head_dim": 32, "n_layers": LAYERS}
-    model = Transformer(Shape(n_heads=heads, n_kv_heads=kv_heads, document_mask=documents, vocab_size=99, **sizes), 99)
+    sizes = {"d_model": 32, "d_ff": 48, "head_dim": 32, "n_layers": LAYERS, "vocab_size": 99}
+    scaled = {"parametrization": "mup", "base_width": 16, "base_head_dim": 16}  # scores too
+    shape = Shape(n_heads=heads, n_kv_heads=kv_heads, document_mask=documents, **sizes, **scaled)
+    model = Transformer(shape, 99)
     initialize(model, 0)
     prepare_blocks(model, checkpointing, compile=False)
     return model
