@@ -39,6 +39,9 @@ def check_regression(config: dict[str, Any], shape: Shape | Regression, sources:
 def check_context(config: dict[str, Any], shape: Shape | Regression) -> None:
     """A layout that the sequences, the model and the devices can be spread over."""
     context, launch = Context.of(config["context"]), config["launch"]
+    for name, value in config["context"]["machine"].items():
+        good = value is None or value > 0 or (name == "latency" and value == 0)
+        check(good, f"context.machine.{name}", value, "use a positive number, or null")
     if context.name is None:
         return
     check(isinstance(shape, Shape), "context", context.name, "rows of a regression are no sequences: leave it as it is")

@@ -125,7 +125,8 @@ class Launch:
     devices: int = 1
     """processes of one point, one per device; on Slurm they are spread over slurm.nodes"""
     micro_batch_size: int | None = None
-    """sequences per device per forward pass; null: a device's whole share of the first batch"""
+    """sequences per forward pass of a device, or of the devices that share them (context.*); null: its whole share of
+    the first batch"""
     compile: bool = False
     """compile the model's blocks, once for all of them (torch.compile); no ramp compiles them again"""
     activation_checkpointing: str = "none"

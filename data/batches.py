@@ -8,7 +8,7 @@ Shape suffixes: B rows of a micro-batch, T positions.
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,17 +21,14 @@ IGNORED = -100  # target of a position that does not count
 
 
 class Batch(NamedTuple):
-    """int64 [B, T] each; `documents` is None unless attention is masked by document."""
+    """int64 [B, T] each; `documents` is None unless attention is masked by document. Of sequences that several ranks
+    share it is what their attention asks for (`train.context_parallel`), on the host."""
 
     tokens: NDArray[np.int64]
     targets: NDArray[np.int64]
-    documents: NDArray[np.int64] | None
+    documents: Any
     positions: NDArray[np.int64] | None = None
-    """[T] of the tokens in their sequences, where these are not whole"""
-    ring: tuple[int, ...] | None = None
-    """hybrid data parallelism: ranks that have a share of a document, as this one does (): none"""
-    share: int = 0
-    """how many tokens at the front are this rank's share; `documents` are those of the tokens behind it"""
+    """[T] of the tokens in their sequences, where several ranks share these"""
 
 
 def rank_share(offset: int, batch_size: int, rank: int, world_size: int) -> range:

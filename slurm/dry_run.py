@@ -98,7 +98,9 @@ def memory(point: Point, strategy: str) -> Memory:
         strategy,
         launch["devices"],
         micro_batch_size(point),
-        context.capacity or point.plan.sequence_length // context.size,
+        min(context.capacity, point.plan.sequence_length * int(point.plan.segments.batch_size.max()))
+        if context.capacity
+        else point.plan.sequence_length // context.size,
         point.config["precision"],
         launch["activation_checkpointing"],
         averages=len(point.config["averages"] or {}),
@@ -186,7 +188,8 @@ def describe_context(point: Point) -> list[str]:
     assert isinstance(point.shape, Shape)
     ranks, given = sharing(point), dict(point.config["context"]["machine"])
     devices, nodes = point.config["launch"]["devices"], point.config["slurm"]["nodes"]
-    per_node = min(given.pop("ranks_per_node") or devices // nodes, devices)
+    per_node = given.pop("ranks_per_node")
+    per_node = min(devices, max(1, devices // nodes) if per_node is None else per_node)
     missing = [f"context.machine.{key}" for key, value in given.items() if value is None]
     if missing:
         return [f"  layouts of context are compared where you give {', '.join(missing)}, as {MEASURE} measures them"]

@@ -17,6 +17,7 @@ Shape suffixes: B batch, T positions, D width, V padded vocabulary, H query head
 import hashlib
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +59,7 @@ def rotate(x_BTHK: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).type_as(x_BTHK)
 
 
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, float | None], Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor, Any, float | None], Tensor]
 
 
 def attend(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, mask_B1TT: Tensor | None, scale: float | None) -> Tensor:
@@ -154,7 +155,7 @@ class Transformer(nn.Module):
     def __init__(self, shape: Shape, vocab_size: int) -> None:
         super().__init__()
         self.shape, self.vocab_size = shape, vocab_size
-        self.mask: Callable[[Tensor], Tensor] = document_mask
+        self.mask: Callable[[Any], Any] = document_mask
         self.embedding = nn.Embedding(shape.vocab, shape.d_model)
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.n_layers))
         self.norm = RMSNorm(shape.d_model)
@@ -165,7 +166,7 @@ class Transformer(nn.Module):
     def forward(
         self,
         tokens_BT: Tensor,
-        documents_BT: Tensor | None = None,
+        documents_BT: Any = None,
         targets_BT: Tensor | None = None,
         z_loss: float = 0.0,
         positions_T: Tensor | None = None,
@@ -177,7 +178,8 @@ class Transformer(nn.Module):
         `documents_BT`: document number of each position; attention then stays within a document. `positions_T`: where
         in the sequence the tokens stand; None: all of it, in order.
 
-        `mask`, and `attend` of every block, are what context parallelism puts others in place of.
+        Context parallelism puts others in place of `mask` and of every block's `attend`; what they take as documents is
+        theirs to say.
         """
         if positions_T is None:
             positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)

@@ -49,7 +49,8 @@ class NoiseScale:
         """Within it, `micro_batch` after each backward pass takes in that pass's gradient.
 
         `loss_scale` is what the micro-batches' summed loss is multiplied by (world_size / valid tokens of the step).
-        Hooks on the parameters read each gradient before it is accumulated or reduced; nothing is copied. They see
+        Hooks on the parameters read each gradient before it is accumulated or reduced; nothing is copied, but where
+        sequences are shared: there a copy is added up over these ranks. They see
         whole gradients of this rank in one process, under DDP and ZeRO 1 to 3, and none under FSDP, whose parameters
         are shards: there nothing is measured, and a warning says so.
         """
@@ -85,9 +86,10 @@ class NoiseScale:
         if valid_tokens:
             assert self._norms, "no parameter of the watched ones had a gradient"
             squares = torch.stack(self._norms).double().square().sum()  # |n g loss_scale|^2
-            ranks = self.sharing.size() if self.sharing else 1  # each has n / ranks of the tokens, and adds its share
-            self._sums[0] += squares / (ranks * valid_tokens * self._loss_scale**2) / ranks
-            self._sums[1] += 1 / ranks
+            ranks = self.sharing.size() if self.sharing else 1  # each has as many of the micro-batch's tokens
+            if self.sharing is None or dist.get_rank(self.sharing) == 0:  # one speaks for all
+                self._sums[0] += squares / (ranks * valid_tokens * self._loss_scale**2)
+                self._sums[1] += 1
         self._norms.clear()
 
     def take(self) -> Tensor:

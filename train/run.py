@@ -68,7 +68,9 @@ class Run:
     def eval_batches(self, source: str) -> Iterator[Batch]:
         """This rank's micro-batches of a held-out source."""
         data, samples = self.eval_data[source]
-        return self._of(data, 0, samples)
+        at_once = int(self.plan.segments.batch_size[0]) if self.pool else samples  # a pool has all of it in memory
+        for offset in range(0, samples, at_once):
+            yield from self._of(data, offset, min(at_once, samples - offset))
 
     def share(self, offset: int, batch_size: int, rank: int) -> range:
         """The samples of a step that `rank` has to do with."""

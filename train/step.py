@@ -138,15 +138,21 @@ def _not_finite(fabric: Fabric, local_loss: Tensor) -> list[int]:
 
 
 def _to_device(fabric: Fabric, batch: Batch) -> list[Any]:
-    """Tokens, targets, documents (with share and ring, in a pool), positions."""
+    """Tokens, targets, documents, positions; documents stay on the host where they are for several ranks."""
 
     def moved(x: NDArray[np.int64]) -> Tensor:
         tensor = torch.from_numpy(x)
         # from pinned memory the copy does not hold the host up
         return fabric.to_device(tensor.pin_memory() if fabric.device.type == "cuda" else tensor)
 
-    tokens, targets, documents, positions = (None if x is None else moved(x) for x in batch[:4])
-    return [tokens, targets, documents if batch.ring is None else (documents, batch.share, batch.ring), positions]
+    if batch.positions is not None:
+        return [moved(batch.tokens), moved(batch.targets), batch.documents, moved(batch.positions)]
+    return [
+        moved(batch.tokens),
+        moved(batch.targets),
+        None if batch.documents is None else moved(batch.documents),
+        None,
+    ]
 
 
 def _sum_over_ranks(fabric: Fabric, x: Tensor) -> Tensor:

@@ -167,3 +167,26 @@ def test_a_sweep_has_one_table_and_an_optimizer_that_no_strategy_may_split_says_
 )
 def test_sizes_are_read_at_a_glance(size, text):
     assert in_bytes(size) == text
+
+
+@pytest.mark.usefixtures("hydra_conf")
+def test_a_rank_that_shares_sequences_has_the_activations_of_its_part(tiny):
+    """And no mask of documents, which no rank makes then."""
+    common = [*tiny, "strategy=ddp", "launch.devices=4", "launch.micro_batch_size=2"]
+    ring, short, pool = (
+        expand([[*common, *how]])[0]
+        for how in (
+            ["context.ring=4", "sequence_length=64", "model.document_mask=true"],
+            ["sequence_length=16"],
+            ["context.capacity=16", "sequence_length=32", "model.document_mask=true", "launch.micro_batch_size=null"],
+        )
+    )
+    shared, alone, pooled = (memory(point, "ddp").activations for point in (ring, short, pool))
+    assert shared == alone == 2 * pooled
+
+
+@pytest.mark.parametrize(("key", "value"), [("flops", -1), ("ranks_per_node", 0), ("latency", -1e-6)])
+@pytest.mark.usefixtures("hydra_conf")
+def test_a_machine_that_cannot_be_is_refused(tiny, key, value):
+    with pytest.raises(ValueError, match=rf"context\.machine\.{key}=.*: use a positive number, or null"):
+        expand([[*tiny, f"context.machine.{key}={value}"]])

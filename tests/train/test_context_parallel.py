@@ -7,6 +7,7 @@ import weakref
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -78,8 +79,8 @@ def whole_batch(case, data):
 
 
 def loss_and_gradients(model, batch):
-    tensors = [None if x is None else torch.from_numpy(np.ascontiguousarray(x)) for x in batch[:4]]
-    tokens, targets, documents, positions = tensors
+    tokens, targets, documents, positions = (None if x is None else torch.from_numpy(x) for x in batch)
+    documents = batch.documents if batch.positions is not None else documents  # shared: as they are
     loss = model(tokens, documents, targets, 0.0, positions)[0]
     loss.backward()
     return [loss.detach(), *(p.grad for p in model.parameters())]
@@ -288,7 +289,7 @@ def test_parts_of_the_ring_see_what_a_causal_mask_shows(cp):
             assert torch.equal(shown, held[own][:, None] >= held[of])
 
 
-def in_threads(monkeypatch, cp, q, k, v, grad, scale):
+def in_threads(monkeypatch, cp, window, q, k, v, grad, scale):
     """out, dq, dk, dv of a ring whose ranks are threads, and whose sends are queues."""
     from train.context_parallel import ring as module
 
@@ -300,6 +301,7 @@ def in_threads(monkeypatch, cp, q, k, v, grad, scale):
             return self.requests[0].get(timeout=60)
 
     def exchange(tensors, to, from_, group):
+        assert group != "gradients" or {tensor.dtype for tensor in tensors} == {torch.float32}
         queues[group, own.rank, to].put([tensor.clone() for tensor in tensors])
         return Coming([], [queues[group, from_, own.rank]])
 
@@ -310,7 +312,7 @@ def in_threads(monkeypatch, cp, q, k, v, grad, scale):
     def run(rank):
         own.rank = rank
         part = [x[:, :, held[rank]].clone().requires_grad_() for x in (q, k, v)]
-        ring = module.Ring(tuple(range(cp)), rank, cp, "keys", "windows", "gradients")
+        ring = module.Ring(tuple(range(cp)), rank, window, "keys", "windows", "gradients")
         out = module.ring_attention(*part, None, ring, scale)
         out.backward(grad[:, :, held[rank]])
         for whole, one in zip(found, [out.detach(), *(x.grad for x in part)], strict=True):
@@ -322,7 +324,7 @@ def in_threads(monkeypatch, cp, q, k, v, grad, scale):
 
 
 def test_the_error_of_bfloat16_does_not_grow_with_the_ring(monkeypatch):
-    """Relative errors against float64, of out, dq, dk and dv, for rings of 1, 2, 4 and 8 ranks."""
+    """Relative errors against float64, of out, dq, dk and dv, for rings of 1, 2, 4 and 8 ranks, and windows."""
     generator = torch.Generator().manual_seed(3)
     exact = [torch.randn(1, 2, 256, 64, generator=generator).bfloat16().double() for _ in range(4)]
     q, k, v, grad = (x.clone().requires_grad_() for x in exact)
@@ -330,13 +332,14 @@ def test_the_error_of_bfloat16_does_not_grow_with_the_ring(monkeypatch):
     out.backward(grad.detach())
     expected = [out.detach(), q.grad, k.grad, v.grad]
     errors = {}
-    for cp in (1, 2, 4, 8):
+    one, *rings = [(1, 1), (2, 2), (4, 4), (8, 8), (8, 2), (8, 1)]
+    for cp, window in (one, *rings):
         with monkeypatch.context() as patch:
-            found = in_threads(patch, cp, *(x.bfloat16() for x in exact), 0.125)
-        errors[cp] = [float((a.double() - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True)]
-    assert max(errors[1]) < 0.01
-    for cp in (2, 4, 8):
-        assert all(ring < 1.25 * one for ring, one in zip(errors[cp], errors[1], strict=True)), errors
+            found = in_threads(patch, cp, window, *(x.bfloat16() for x in exact), 0.125)
+        errors[cp, window] = [float((a.double() - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True)]
+    assert max(errors[one]) < 0.01
+    for ring in rings:
+        assert all(found < 1.25 * alone for found, alone in zip(errors[ring], errors[one], strict=True)), errors
 
 
 @pytest.mark.parametrize("kernel", ["flash", "plain", "plain, in tiles of 5"])
@@ -418,7 +421,7 @@ def test_areas_are_where_documents_are_the_same(of_q, of_k):
 def test_a_kernel_that_is_not_there_is_named_with_what_is_done_in_its_place(capsys):
     assert has_flash(torch.empty(1, 1, 2, 64)) and has_flash(torch.empty(1, 1, 2, 512))
     assert not has_flash(torch.empty(1, 1, 2, 64, device="meta"))
-    assert "not torch.float32 and 64: plain matrix products in its place" in capsys.readouterr().err
+    assert "not torch.float32 and 64 on any: plain matrix products in its place" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("context", "message"), [
@@ -451,6 +454,22 @@ def test_documents_that_fall_are_refused():
     check_documents(np.array([[0, 0, 1], [3, 3, 3]]))
     with pytest.raises(ValueError, match="row 1 falls from 4 to 2 at position 2"):
         check_documents(np.array([[0, 0, 1], [3, 4, 2]]))
+
+
+def test_ranks_that_share_sequences_have_to_do_with_all_of_them():
+    """Of a world of four ranks; a rank whose loss is not finite is named with its samples."""
+    from train.run import Run
+
+    run = Run.__new__(Run)
+    run.fabric, run.pool = SimpleNamespace(world_size=4), None
+    for sharing, shares in ((None, [(10, 11), (11, 13), (13, 14), (14, 16)]), (Context(ring=2), [(10, 13), (13, 16)])):
+        run.group = SimpleNamespace(context=sharing) if sharing else None
+        found = [run.share(10, 6, rank) for rank in range(4)]
+        assert [(share.start, share.stop) for share in found] == [
+            share for share in shares for _ in range(4 // len(shares))
+        ]
+    run.pool = True
+    assert {run.share(10, 6, rank) for rank in range(4)} == {range(10, 16)}
 
 
 def test_ranks_of_one_place_in_the_ring_are_neighbours_when_heads_come_first():

@@ -220,8 +220,9 @@ def test_a_second_signal_ends_a_rank_at_once_and_harms_nothing(ranks, make, logg
     same_run(stopped, undisturbed, logged)
 
 
-def test_a_rank_that_hangs_does_not_hold_the_others_for_ever(ranks, make):
-    point = make("hanging", "strategy=ddp", "launch.collective_timeout=3")
+@pytest.mark.parametrize("context", [[], ["context.ring=2"]], ids=["ddp", "ring"])
+def test_a_rank_that_hangs_does_not_hold_the_others_for_ever(ranks, make, context):
+    point = make("hanging", "strategy=ddp", "launch.collective_timeout=3", *context)
     pids = ranks.start(point)
     wait_for_rows(point, 3)
     os.kill(pids[1], signal.SIGSTOP)

@@ -53,7 +53,7 @@ def test_a_life_on_the_same_layout_goes_on_bit_for_bit(pool, make, logged, state
 
 def test_a_run_moves_from_layout_to_layout(pool, make, logged, state, tmp_path):
     """Two steps on each: from every kind of layout to others, up and down in world size, in and out of a context."""
-    single = make("single")
+    single = make("single", "model.document_mask=true")
     assert pool.train(single) == "completed"
     lives = [
         ("zero3", 2),
@@ -62,13 +62,14 @@ def test_a_run_moves_from_layout_to_layout(pool, make, logged, state, tmp_path):
         ("single", 1),
         ("zero2", 4, "context.ring=2"),
         ("zero3_offload_cpu", 1),
-        ("ddp", 2),
+        ("ddp", 2, "context.capacity=20", "launch.micro_batch_size=null"),
         ("zero3", 4),
         ("zero1", 1),
         ("fsdp", 2, "context.head_parallel=2"),
     ]
     for strategy, world_size, *context in lives:
-        point = make("moving", f"strategy={strategy}", f"launch.devices={world_size}", *context)
+        how = [f"strategy={strategy}", f"launch.devices={world_size}", *context]
+        point = make("moving", "model.document_mask=true", *how)
         assert pool.train(point, world_size, steps=2) == "preempted"
     assert pool.train(point, 2) == "completed"
     assert point.run_id == single.run_id
@@ -86,12 +87,20 @@ def test_a_run_moves_from_layout_to_layout(pool, make, logged, state, tmp_path):
     assert [life["tokens_start"] for life in lives] == sorted(life["tokens_start"] for life in lives)
 
 
-@pytest.mark.parametrize(("strategy", "world_size"), [("fsdp", 2), ("zero1", 2), ("zero3", 2)])
-def test_bf16_is_the_same_thing_on_every_strategy(pool, make, logged, strategy, world_size):
+SHARED = ("context.ring=2", "model.document_mask=true", "launch.compile=true")
+
+
+@pytest.mark.parametrize(("strategy", "world_size", "how"), [
+    ("fsdp", 2, ()), ("zero1", 2, ()), ("zero3", 2, ()), pytest.param("fsdp", 2, SHARED, marks=pytest.mark.long),
+])  # fmt: skip
+def test_bf16_is_the_same_thing_on_every_strategy(pool, make, logged, strategy, world_size, how):
     """bf16 has 8 bits: losses differ in the third digit where gradients are added up in another order."""
     single, split = (
         make(name, "precision=bf16", *how)
-        for name, how in (("single", []), ("split", [f"strategy={strategy}", f"launch.devices={world_size}"]))
+        for name, how in (
+            ("single", [key for key in how if key.startswith("model")]),
+            ("split", [f"strategy={strategy}", f"launch.devices={world_size}", *how]),
+        )
     )
     assert pool.train(single) == pool.train(split, world_size) == "completed"
     first, other = logged(single.folder), logged(split.folder)

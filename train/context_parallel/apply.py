@@ -5,6 +5,7 @@ model --spread--> its blocks attend over the ranks of the group
 """
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from data.batches import Batch
@@ -21,7 +22,7 @@ def held(batch: Batch, context: Context, place: Place) -> Batch:
     own, documents = positions(context, length, place), batch.documents
     if documents is not None:
         check_documents(documents)
-        documents = np.moveaxis(documents[:, zigzag(length, context.ring)], 1, 0)
+        documents = np.ascontiguousarray(np.moveaxis(documents[:, zigzag(length, context.ring)], 1, 0))
     return Batch(batch.tokens[:, own], batch.targets[:, own], documents, own)
 
 
@@ -31,7 +32,7 @@ def spread(model: Transformer, group: Group) -> None:
     def attend(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None, scale: float | None) -> Tensor:
         return attention(q, k, v, documents, group, q.shape[-1] ** -0.5 if scale is None else scale)
 
-    model.mask = Tensor.cpu  # documents decide what is done at all: once to the host, not once a layer
+    model.mask = torch.from_numpy  # on the host, where they decide what is done at all
     for module in model.modules():
         if isinstance(module, Attention):
             module.attend = attend

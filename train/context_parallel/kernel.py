@@ -87,10 +87,17 @@ def block_backward(
 def areas(seen: Seen) -> Iterator[Area]:
     """One for every document that has queries and keys in the block."""
     assert seen.q_documents is not None and seen.k_documents is not None
-    for b, (of_q, of_k) in enumerate(zip(seen.q_documents.numpy(), seen.k_documents.numpy(), strict=True)):
-        for document in np.intersect1d(of_q, of_k):
-            (q, q_stop), (k, k_stop) = (np.searchsorted(of, [document, document + 1]).tolist() for of in (of_q, of_k))
-            yield Area(slice(b, b + 1), slice(q, q_stop), slice(k, k_stop))
+    for b, documents in enumerate(zip(seen.q_documents.numpy(), seen.k_documents.numpy(), strict=True)):
+        (of_q, at_q), (of_k, at_k) = (_runs(ids) for ids in documents)
+        _, q, k = np.intersect1d(of_q, of_k, assume_unique=True, return_indices=True)
+        for rows, keys in zip(at_q[q].tolist(), at_k[k].tolist(), strict=True):
+            yield Area(slice(b, b + 1), slice(*rows), slice(*keys))
+
+
+def _runs(ids_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ids that rise -> the distinct ones (n,), and where each begins and ends (n, 2)."""
+    starts = np.flatnonzero(np.diff(ids_T, prepend=ids_T[:1] - 1))
+    return ids_T[starts], np.stack([starts, np.append(starts[1:], len(ids_T))], axis=1)
 
 
 # ---------------------------------------------------------------------------------------------------- flash attention
@@ -99,11 +106,14 @@ def areas(seen: Seen) -> Iterator[Area]:
 def has_flash(q_BHTK: Tensor) -> bool:
     """Whether torch's flash attention takes such queries; where not, a warning says what is done in its place."""
     device, dtype, size = q_BHTK.device.type, q_BHTK.dtype, q_BHTK.shape[-1]
-    if device == "cpu" or (device == "cuda" and dtype in (torch.bfloat16, torch.float16) and size <= 256):
+    if device == "cpu":
+        return True
+    fits = dtype in (torch.bfloat16, torch.float16) and size % 8 == 0 and size <= 256
+    if device == "cuda" and fits and torch.cuda.get_device_capability(q_BHTK.device) >= (8, 0):
         return True
     warn_once(
-        f"flash attention on {device} takes bf16 and heads of at most 256, not {dtype} and {size}: plain matrix "
-        "products in its place, which are slower. Use precision=bf16."
+        f"flash attention on {device} takes bf16 and heads of 8, 16 ... 256, on A100 or newer, not {dtype} and {size} "
+        "on any: plain matrix products in its place, which are slower. Use precision=bf16 and such heads."
     )
     return False
 

@@ -107,14 +107,6 @@ class Context:
 
     def check_model(self, sequence_length: int, heads: int, kv_heads: int) -> None:
         """ValueError where a sequence or the heads of a model cannot be shared so."""
-        parts = 2 * self.size
-        if self.size > 1 and sequence_length % parts:
-            below = sequence_length // parts * parts
-            near = f"{below} or {below + parts}" if below else str(parts)
-            raise ValueError(
-                f"sequence_length={sequence_length} cannot be cut into 2 * context.ring * context.head_parallel = "
-                f"{parts} equal parts: use {near}."
-            )
         if heads % self.head_parallel:
             raise ValueError(
                 f"context.head_parallel={self.head_parallel} does not divide model.n_heads={heads}: use one of "
@@ -124,6 +116,14 @@ class Context:
             raise ValueError(
                 f"context.head_parallel={self.head_parallel} and model.n_kv_heads={kv_heads}: one must divide the "
                 "other."
+            )
+        parts = 2 * self.size
+        if self.size > 1 and sequence_length % parts:
+            below = sequence_length // parts * parts
+            near = f"{below} or {below + parts}" if below else str(parts)
+            raise ValueError(
+                f"sequence_length={sequence_length} cannot be cut into 2 * context.ring * context.head_parallel = "
+                f"{parts} equal parts: use {near}."
             )
 
 

@@ -9,11 +9,12 @@ The schedule (`train.context_parallel.hybrid`) follows from the batch alone, so 
 from collections.abc import Iterator
 from datetime import timedelta
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from data.batches import IGNORED, Batch
@@ -32,6 +33,11 @@ class Pool(NamedTuple):
     """tokens of a rank's micro-batch"""
     groups: tuple[str, str, str]
     """of all ranks: for keys and values, between windows (there are none), for gradients"""
+
+
+Placed = tuple[NDArray[np.int64], int, tuple[int, ...]]
+"""Documents (1, n) of a rank's whole pieces, how many tokens of a share are before them, and the ranks of its ring. A
+plain tuple: strategies look into what a model is called with"""
 
 
 def build_pool(capacity: int, timeout: timedelta | None = None) -> Pool:
@@ -55,21 +61,16 @@ def shared(batch: Batch, pool: Pool, shape: Shape) -> Iterator[Batch]:
 def _micro_batch(batch: Batch, own: Held) -> Batch:
     if not len(own.rows):  # the others wait for this rank: one token that does not count
         nothing = np.zeros((1, 1), np.int64)
-        return Batch(nothing, np.full((1, 1), IGNORED), nothing, nothing[0], (), 0)
+        return Batch(nothing, np.full((1, 1), IGNORED), (nothing, 0, ()), nothing[0])
     targets = np.where(own.pieces < 0, IGNORED, batch.targets[own.rows, own.positions])
     tokens, whole = batch.tokens[own.rows, own.positions], own.pieces[own.share :]
-    return Batch(tokens[None], targets[None], whole[None], own.positions, own.ring, own.share)
+    return Batch(tokens[None], targets[None], (whole[None], own.share, own.ring), own.positions)
 
 
 def spread_over_pool(model: Transformer, pool: Pool) -> None:
-    """Lets `model` compute on micro-batches of `pool`: its documents are then (documents of the whole pieces (1, n),
-    tokens of the share before them, ranks of its ring)."""
+    """Lets `model` compute on micro-batches of `pool`, whose documents are `Placed`."""
 
-    def documents_to_host(placed: Any) -> Any:
-        documents, share, ring = placed
-        return documents.cpu(), share, ring
-
-    def attend(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, placed: Any, scale: float | None) -> Tensor:
+    def attend(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, placed: Placed, scale: float | None) -> Tensor:
         documents, share, ranks = placed
         scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
         q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BTGK, v_BTGK))
@@ -80,10 +81,10 @@ def spread_over_pool(model: Transformer, pool: Pool) -> None:
         if share < q.shape[2]:
             alone = Ring((pool.own,))
             q, k, v = q[:, :, share:], k[:, :, share:], v[:, :, share:]
-            out.append(ring_attention(q, k, v, documents[None], alone, scale))
+            out.append(ring_attention(q, k, v, torch.from_numpy(documents[None]), alone, scale))
         return torch.cat(out, 2).transpose(1, 2)
 
-    model.mask = documents_to_host
+    model.mask = lambda placed: placed
     for module in model.modules():
         if isinstance(module, Attention):
             module.attend = attend
