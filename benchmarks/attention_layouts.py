@@ -29,7 +29,7 @@ class Inputs(NamedTuple):
     """One sequence: q, k, v and the gradient of the output, (1, S, heads, size)."""
 
     tensors: tuple[Tensor, ...]
-    documents: Tensor | None
+    documents: Tensor | None  # on the CPU
     """(1, S)"""
     bounds: list[int]
     """where documents begin, and S"""
@@ -58,7 +58,7 @@ def make_inputs(
     inner = torch.randperm(length - 1, generator=generator)[: documents - 1].sort().values + 1
     starts = torch.zeros(1, length, dtype=torch.int64)
     starts[0, inner] = 1
-    return Inputs(tensors, starts.cumsum(1).to(device) if documents > 1 else None, [0, *inner.tolist(), length])
+    return Inputs(tensors, starts.cumsum(1) if documents > 1 else None, [0, *inner.tolist(), length])
 
 
 def contexts(ranks: int) -> dict[str, Context]:
