@@ -22,10 +22,9 @@ def to_heads(x_BTHK: Sequence[Tensor], group: dist.ProcessGroup) -> Sequence[Ten
     hp = group.size()
     if hp == 1:
         return [x.transpose(1, 2) for x in x_BTHK]
-    shares = [x.unflatten(2, (hp, -1)) for x in x_BTHK]
-    parts = torch.cat(shares, 3).permute(2, 0, 3, 1, 4)  # (hp, B, h, T, K), one transfer for all
-    whole = _all_to_all(parts, group.group_name).permute(1, 2, 0, 3, 4).flatten(2, 3)
-    return whole.split([share.shape[3] for share in shares], 1)
+    shares = [x.unflatten(2, (hp, -1)).permute(2, 0, 3, 1, 4) for x in x_BTHK]  # (hp, B, h, T, K)
+    whole = _all_to_all(torch.cat(shares, 2), group.group_name)  # one transfer for all
+    return whole.permute(1, 2, 0, 3, 4).flatten(2, 3).split([share.shape[2] for share in shares], 1)
 
 
 def to_slices(x_BHTK: Tensor, group: dist.ProcessGroup) -> Tensor:
