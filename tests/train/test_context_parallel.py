@@ -16,6 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from data.batches import Batch
+from train.context_parallel.apply import held
 from train.context_parallel.kernel import Seen, areas, block, block_backward, has_flash, merge
 from train.context_parallel.placement import Context, Place, check_documents, neighbours, positions, source, zigzag
 from train.context_parallel.ring import part
@@ -71,8 +73,6 @@ def small_model(case, checkpointing="none"):
 
 
 def whole_batch(case, data):
-    from data.batches import Batch
-
     tokens = torch.randint(0, 99, (B, S + 1), generator=torch.Generator().manual_seed(data)).numpy()
     documents = inputs(1, 1, CASES[case][-1], data)[-1]
     return Batch(tokens[:, :-1], tokens[:, 1:], None if documents is None else documents.numpy())
@@ -91,7 +91,7 @@ def of_a_model(case, group, data):
     and what was kept between forward and backward, in bytes."""
     import torch.distributed as dist
 
-    from train.context_parallel.apply import held, spread
+    from train.context_parallel.apply import spread
 
     batch = held(whole_batch(case, data), group.context, group.place)
     costs = {}
@@ -256,6 +256,18 @@ def test_every_position_has_one_place_and_every_rank_the_same_work(cp, hp, each,
     assert [context.rank(context.place(rank)) for rank in range(context.size)] == list(range(context.size))
 
 
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.sampled_from(["head_first", "context_first"]))
+def test_tokens_targets_positions_and_documents_of_a_rank_go_together(cp, hp, each, placement):
+    context, length = Context(hp, cp, None, placement), 2 * cp * hp * each
+    tokens = np.arange(2 * length).reshape(2, length)
+    for rank in range(context.size):
+        own = held(Batch(tokens, -tokens, tokens // 3), context, context.place(rank))
+        assert (own.tokens == tokens[:, own.positions]).all() and (own.targets == -own.tokens).all()
+        of_the_ring = own.documents[context.place(rank).ring].reshape(2, hp, -1)
+        assert (of_the_ring[:, context.place(rank).head] == own.tokens // 3).all()
+        assert sorted(own.documents.flat) == sorted((tokens // 3).flat)
+
+
 @given(st.sampled_from([(1, 1), (2, 1), (2, 2), (4, 2), (6, 3), (8, 2), (8, 4), (6, 1)]))
 def test_keys_arrive_where_they_are_worked_on_and_gradients_come_home(shape):
     """The hops of all ranks, played through: who sends what is who is said to have it next."""
@@ -376,6 +388,22 @@ def test_blocks_merge_to_the_whole_and_their_gradients_add_up(monkeypatch, kerne
             total[:, :, place] += one
     for found, whole in zip([out, *gradients], expected, strict=True):
         assert (found.transpose(1, 2) - whole).norm() <= 1e-6 * whole.norm()
+
+
+@pytest.mark.parametrize("kernel", ["flash", "plain"])
+@pytest.mark.parametrize("size", [32, 80, 256])
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_heads_of_all_sizes_in_both_precisions(monkeypatch, kernel, size, dtype, error):
+    monkeypatch.setattr("train.context_parallel.kernel.has_flash", lambda q: kernel == "flash")
+    generator = torch.Generator().manual_seed(5)
+    low = [torch.randn(2, n, 40, size, generator=generator).to(dtype) for n in (4, 2, 2, 4)]
+    q, k, v, grad = (x.double().requires_grad_() for x in low)
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.1, enable_gqa=True)
+    expected = [out, *torch.autograd.grad(out, (q, k, v), grad)]
+    found, lse = block(*low[:3], Seen(True), 0.1)
+    gradients = block_backward(low[3], *low[:3], found.to(dtype), lse, Seen(True), 0.1)
+    for one, whole in zip((found, *gradients), expected, strict=True):
+        assert one.dtype == torch.float32 and (one - whole).norm() <= error * whole.norm()
 
 
 @pytest.mark.gpu
