@@ -50,9 +50,9 @@ class NoiseScale:
 
         `loss_scale` is what the micro-batches' summed loss is multiplied by (world_size / valid tokens of the step).
         Hooks on the parameters read each gradient before it is accumulated or reduced; nothing is copied, but where
-        sequences are shared: there a copy is added up over these ranks. They see
-        whole gradients of this rank in one process, under DDP and ZeRO 1 to 3, and none under FSDP, whose parameters
-        are shards: there nothing is measured, and a warning says so.
+        sequences are shared: there a copy is added up over these ranks. They see whole gradients of this rank in one
+        process, under DDP and ZeRO 1 to 3, and none under FSDP, whose parameters are shards: there nothing is measured,
+        and a warning says so.
         """
         parameters = [parameter for parameter in parameters if parameter.requires_grad]
         if any(isinstance(parameter, DTensor) for parameter in parameters):

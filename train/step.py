@@ -145,14 +145,8 @@ def _to_device(fabric: Fabric, batch: Batch) -> list[Any]:
         # from pinned memory the copy does not hold the host up
         return fabric.to_device(tensor.pin_memory() if fabric.device.type == "cuda" else tensor)
 
-    if batch.positions is not None:
-        return [moved(batch.tokens), moved(batch.targets), batch.documents, moved(batch.positions)]
-    return [
-        moved(batch.tokens),
-        moved(batch.targets),
-        None if batch.documents is None else moved(batch.documents),
-        None,
-    ]
+    shared = batch.positions is not None
+    return [x if x is None or (shared and x is batch.documents) else moved(x) for x in batch]
 
 
 def _sum_over_ranks(fabric: Fabric, x: Tensor) -> Tensor:

@@ -7,20 +7,14 @@ import weakref
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.batches import Batch
 from train.context_parallel.apply import held
-from train.context_parallel.kernel import Seen, areas, block, block_backward, has_flash, merge
-from train.context_parallel.placement import Context, Place, check_documents, neighbours, positions, source, zigzag
-from train.context_parallel.ring import part
+from train.context_parallel.placement import Context, positions, zigzag
 
 RANKS, S, B, K, LAYERS = 4, 96, 2, 32, 2
 CASES = {  # hp, cp, window, placement, query heads, key/value heads, documents
@@ -244,63 +238,6 @@ def test_heads_are_exchanged_in_two_transfers_of_the_formulas_size(ranks, case):
         assert ranks[rank][case][3] == [there, back, back, there]  # forward, and the same in backward
 
 
-@given(st.integers(1, 6), st.integers(1, 4), st.integers(1, 3), st.sampled_from(["head_first", "context_first"]))
-def test_every_position_has_one_place_and_every_rank_the_same_work(cp, hp, each, placement):
-    context = Context(hp, cp, None, placement)
-    length = 2 * cp * hp * each
-    held = [positions(context, length, context.place(rank)) for rank in range(context.size)]
-    assert sorted(np.concatenate(held)) == list(range(length))
-    assert all((np.diff(own) > 0).all() for own in held)
-    work = zigzag(length, cp).sum(1)
-    assert (work == work[0]).all()
-    assert [context.rank(context.place(rank)) for rank in range(context.size)] == list(range(context.size))
-
-
-@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.sampled_from(["head_first", "context_first"]))
-def test_tokens_targets_positions_and_documents_of_a_rank_go_together(cp, hp, each, placement):
-    context, length = Context(hp, cp, None, placement), 2 * cp * hp * each
-    tokens = np.arange(2 * length).reshape(2, length)
-    for rank in range(context.size):
-        own = held(Batch(tokens, -tokens, tokens // 3), context, context.place(rank))
-        assert (own.tokens == tokens[:, own.positions]).all() and (own.targets == -own.tokens).all()
-        of_the_ring = own.documents[context.place(rank).ring].reshape(2, hp, -1)
-        assert (of_the_ring[:, context.place(rank).head] == own.tokens // 3).all()
-        assert sorted(own.documents.flat) == sorted((tokens // 3).flat)
-
-
-@given(st.sampled_from([(1, 1), (2, 1), (2, 2), (4, 2), (6, 3), (8, 2), (8, 4), (6, 1)]))
-def test_keys_arrive_where_they_are_worked_on_and_gradients_come_home(shape):
-    """The hops of all ranks, played through: who sends what is who is said to have it next."""
-    cp, w = shape
-    near = [neighbours(cp, w, rank) for rank in range(cp)]
-    for pairs in ([n.inner for n in near], [n.outer for n in near], [n.diagonal for n in near]):
-        for rank, (to, _) in enumerate(pairs):
-            assert pairs[to][1] == rank
-    seen = [{source(cp, w, rank, o, t) for o in range(cp // w) for t in range(w)} for rank in range(cp)]
-    assert all(sources == set(range(cp)) for sources in seen)
-    gradients = list(range(cp))  # whose gradients each rank has
-    for outer in range(cp // w):
-        for turn in range(w):
-            assert gradients == [source(cp, w, rank, outer, turn) for rank in range(cp)]
-            moved = list(gradients)
-            for rank in range(cp):
-                moved[(near[rank].inner if turn + 1 < w else near[rank].diagonal)[0]] = gradients[rank]
-            gradients = moved
-    assert gradients == list(range(cp))
-
-
-@pytest.mark.parametrize("cp", [1, 2, 4])
-def test_parts_of_the_ring_see_what_a_causal_mask_shows(cp):
-    held = torch.from_numpy(zigzag(48, cp))
-    for own in range(cp):
-        for of in range(cp):
-            T = held.shape[1]
-            shown = torch.zeros(T, T, dtype=torch.bool)
-            rows, keys, seen = part(own, of, T, None)
-            shown[rows, keys] = torch.ones(T, T).tril().bool() if seen.causal else True
-            assert torch.equal(shown, held[own][:, None] >= held[of])
-
-
 def in_threads(monkeypatch, cp, window, q, k, v, grad, scale):
     """out, dq, dk, dv of a ring whose ranks are threads, and whose sends are queues."""
     from train.context_parallel import ring as module
@@ -352,156 +289,6 @@ def test_the_error_of_bfloat16_does_not_grow_with_the_ring(monkeypatch):
     assert max(errors[one]) < 0.01
     for ring in rings:
         assert all(found < 1.25 * alone for found, alone in zip(errors[ring], errors[one], strict=True)), errors
-
-
-@pytest.mark.parametrize("kernel", ["flash", "plain", "plain, in tiles of 5"])
-@pytest.mark.parametrize("documents", [False, True])
-def test_blocks_merge_to_the_whole_and_their_gradients_add_up(monkeypatch, kernel, documents):
-    if kernel != "flash":
-        monkeypatch.setattr("train.context_parallel.kernel.has_flash", lambda q: False)
-    if kernel.endswith("5"):
-        monkeypatch.setattr("train.context_parallel.kernel._TILE", 5)
-    q, k, v, grad, docs = inputs(4, 2, documents)
-    expected = one_device(q, k, v, grad, docs, 0.2)
-    q, k, v, grad = (x.transpose(1, 2) for x in (q, k, v, grad))
-    half = S // 2
-    blocks = [
-        (slice(0, half), slice(0, half), True), (slice(half, S), slice(half, S), True),
-        (slice(half, S), slice(0, half), False),
-    ]  # fmt: skip
-    out, lse = torch.zeros_like(q), torch.full(q.shape[:3], -torch.inf)
-
-    def seen(rows, keys, causal):
-        return Seen(causal) if docs is None else Seen(causal, docs[:, rows], docs[:, keys])
-
-    for rows, keys, causal in blocks:
-        found = block(q[:, :, rows], k[:, :, keys], v[:, :, keys], seen(rows, keys, causal), 0.2)
-        out[:, :, rows], lse[:, :, rows] = merge(out[:, :, rows], lse[:, :, rows], *found)
-    gradients = [torch.zeros_like(x) for x in (q, k, v)]
-    for rows, keys, causal in blocks:
-        places = (rows, keys, keys)
-        found = block_backward(
-            grad[:, :, rows], q[:, :, rows], k[:, :, keys], v[:, :, keys], out[:, :, rows], lse[:, :, rows],
-            seen(rows, keys, causal), 0.2,
-        )  # fmt: skip
-        for total, place, one in zip(gradients, places, found, strict=True):
-            total[:, :, place] += one
-    for found, whole in zip([out, *gradients], expected, strict=True):
-        assert (found.transpose(1, 2) - whole).norm() <= 1e-6 * whole.norm()
-
-
-@pytest.mark.parametrize("kernel", ["flash", "plain"])
-@pytest.mark.parametrize("size", [32, 80, 256])
-@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
-def test_heads_of_all_sizes_in_both_precisions(monkeypatch, kernel, size, dtype, error):
-    monkeypatch.setattr("train.context_parallel.kernel.has_flash", lambda q: kernel == "flash")
-    generator = torch.Generator().manual_seed(5)
-    low = [torch.randn(2, n, 40, size, generator=generator).to(dtype) for n in (4, 2, 2, 4)]
-    q, k, v, grad = (x.double().requires_grad_() for x in low)
-    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.1, enable_gqa=True)
-    expected = [out, *torch.autograd.grad(out, (q, k, v), grad)]
-    found, lse = block(*low[:3], Seen(True), 0.1)
-    gradients = block_backward(low[3], *low[:3], found.to(dtype), lse, Seen(True), 0.1)
-    for one, whole in zip((found, *gradients), expected, strict=True):
-        assert one.dtype == torch.float32 and (one - whole).norm() <= error * whole.norm()
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("documents", [False, True])
-@pytest.mark.parametrize("size", [32, 64, 128, 256])
-def test_flash_attention_on_a_gpu_is_plain_attention(documents, size):
-    generator = torch.Generator().manual_seed(1)
-    exact = [torch.randn(2, n, 96, size, generator=generator).bfloat16() for n in (4, 2, 2, 4)]
-    docs = inputs(4, 2, documents)[4]
-    seen = Seen(True, docs, docs)
-    found = []
-    for device, dtype in (("cuda", torch.bfloat16), ("cpu", torch.float32)):
-        q, k, v, grad = (x.to(device, dtype) for x in exact)
-        out, lse = block(q, k, v, seen, 0.1)
-        gradients = block_backward(grad, q, k, v, out.to(dtype), lse, seen, 0.1)
-        found.append([x.float().cpu() for x in (out, lse, *gradients)])
-    for low, high in zip(*found, strict=True):
-        assert (low - high).norm() <= 0.02 * high.norm()
-
-
-def test_a_row_that_sees_nothing_adds_nothing():
-    q, k = torch.randn(1, 1, 3, 32), torch.randn(1, 1, 4, 32)
-    seen = Seen(False, torch.tensor([[0, 1, 5]]), torch.tensor([[1, 1, 2, 2]]))
-    out, lse = block(q, k, k, seen, 0.2)
-    assert (out[0, 0, [0, 2]] == 0).all() and (lse[0, 0, [0, 2]] == -torch.inf).all() and lse[0, 0, 1].isfinite()
-    both = merge(*block(q, k, k, seen, 0.2), out, lse)
-    assert not any(x.isnan().any() for x in both)
-    dq, dk, dv = block_backward(torch.ones_like(q), q, k, k, out, lse, seen, 0.2)
-    assert (dq[0, 0, [0, 2]] == 0).all() and not any(x.isnan().any() for x in (dq, dk, dv))
-
-
-@given(st.lists(st.integers(0, 4), min_size=1, max_size=9), st.lists(st.integers(0, 4), min_size=1, max_size=9))
-def test_areas_are_where_documents_are_the_same(of_q, of_k):
-    documents = [torch.tensor(sorted(of)) for of in (of_q, of_k)]
-    seen = torch.zeros(len(of_q), len(of_k), dtype=torch.bool)
-    for _, rows, keys in areas(Seen(False, *(of[None] for of in documents))):
-        assert not seen[rows].any() and not seen[:, keys].any()
-        seen[rows, keys] = True
-    assert torch.equal(seen, documents[0][:, None] == documents[1])
-
-
-def test_a_kernel_that_is_not_there_is_named_with_what_is_done_in_its_place(capsys):
-    assert has_flash(torch.empty(1, 1, 2, 64)) and has_flash(torch.empty(1, 1, 2, 512))
-    assert not has_flash(torch.empty(1, 1, 2, 64, device="meta"))
-    assert "not torch.float32 and 64 on any: plain matrix products in its place" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("context", "message"), [
-    ({"ring": 0}, "context.ring=0 must be at least 1"),
-    ({"ring": 6, "window": 4}, r"context.window=4 does not divide context.ring=6: use one of \[1, 2, 3, 6\]"),
-    ({"placement": "ring_first"}, "context.placement=ring_first"),
-])  # fmt: skip
-def test_contexts_that_cannot_be_are_refused(context, message):
-    with pytest.raises(ValueError, match=message):
-        Context(**context)
-
-
-@pytest.mark.parametrize(("arguments", "message"), [
-    ((100, 4, 4), "sequence_length=100 cannot be cut into .* = 8 equal parts: use 96 or 104"),
-    ((96, 3, 3), r"head_parallel=2 does not divide model.n_heads=3: use one of \[1, 3\]"),
-    ((96, 6, 3), "head_parallel=2 and model.n_kv_heads=3: one must divide"),
-])  # fmt: skip
-def test_what_does_not_fit_a_context_is_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        Context(2, 2).check_model(*arguments)
-
-
-def test_a_world_is_whole_groups():
-    Context(2, 2).check_world(8)
-    with pytest.raises(ValueError, match=r"launch.devices=6 is no multiple of context.ring=2 .*: use 4 or 8"):
-        Context(2, 2).check_world(6)
-
-
-def test_documents_that_fall_are_refused():
-    check_documents(np.array([[0, 0, 1], [3, 3, 3]]))
-    with pytest.raises(ValueError, match="row 1 falls from 4 to 2 at position 2"):
-        check_documents(np.array([[0, 0, 1], [3, 4, 2]]))
-
-
-def test_ranks_that_share_sequences_have_to_do_with_all_of_them():
-    """Of a world of four ranks; a rank whose loss is not finite is named with its samples."""
-    from train.run import Run
-
-    run = Run.__new__(Run)
-    run.fabric, run.pool = SimpleNamespace(world_size=4), None
-    for sharing, shares in ((None, [(10, 11), (11, 13), (13, 14), (14, 16)]), (Context(ring=2), [(10, 13), (13, 16)])):
-        run.group = SimpleNamespace(context=sharing) if sharing else None
-        found = [run.share(10, 6, rank) for rank in range(4)]
-        assert [(share.start, share.stop) for share in found] == [
-            share for share in shares for _ in range(4 // len(shares))
-        ]
-    run.pool = True
-    assert {run.share(10, 6, rank) for rank in range(4)} == {range(10, 16)}
-
-
-def test_ranks_of_one_place_in_the_ring_are_neighbours_when_heads_come_first():
-    assert Context(2, 3).place(3) == Place(1, 1) and Context(2, 3, None, "context_first").place(3) == Place(0, 1)
 
 
 if __name__ == "__main__":
