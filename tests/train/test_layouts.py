@@ -38,8 +38,21 @@ def state():
 
 
 def test_a_life_on_the_same_layout_goes_on_bit_for_bit(pool, make, logged, state, layout):
-    strategy, world_size = layout
-    point = make("run", f"strategy={strategy}", f"launch.devices={world_size}")
+    check_lives(pool, make, logged, state, *layout)
+
+
+CAPACITY = ("context.capacity=20", "model.document_mask=true", "launch.micro_batch_size=null")
+
+
+@pytest.mark.parametrize(
+    "how", [("context.ring=2",), pytest.param(CAPACITY, marks=pytest.mark.long)], ids=["ring", "pool"]
+)
+def test_a_life_among_ranks_that_share_sequences_goes_on_bit_for_bit(pool, make, logged, state, how):
+    check_lives(pool, make, logged, state, "ddp", 2, *how)
+
+
+def check_lives(pool, make, logged, state, strategy, world_size, *how):
+    point = make("run", f"strategy={strategy}", f"launch.devices={world_size}", *how)
     assert pool.train(point, world_size) == "completed"
     undisturbed, expected = logged(point.folder), state(point)
     assert len(undisturbed) == 22
