@@ -178,7 +178,7 @@ def test_soap_is_adam_in_the_eigenbases():
         adam.step()
         update = settings.direction(u @ torch.diag(s.grad) @ v[:, :6].mT, state)
         expected = u @ torch.diag(before - s.detach()) @ v[:, :6].mT
-        torch.testing.assert_close(update, expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(update, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (256, 256), (128, 256)])

@@ -252,7 +252,7 @@ def test_a_submission_killed_before_it_noted_the_job_is_found_again(fulcrum, kil
 
 def test_a_submission_that_slurm_never_got_is_submitted_once_by_the_next_command(fulcrum, killed, slurm, sweep):
     grid = killed("kill")
-    assert {run["state"] for run in status_of(sweep).values()} == {"not submitted"}
+    wait_for(lambda: {run["state"] for run in status_of(sweep).values()} == {"not submitted"}, "its sbatch is gone")
     assert not queue(slurm)
     submit(fulcrum, *grid)
     assert "none of them new" in submit(fulcrum, *grid)
