@@ -146,7 +146,7 @@ def memory_table(point: Point, of_several: bool) -> list[str]:
     context = Context.of(point.config["context"])
     at_once = f"{micro_batch_size(point)} sequences a micro-batch"
     if context.name:
-        at_once = f"{at_once} of {context.name}" if context.capacity is None else f"a {context.name}"
+        at_once = f"{at_once} over heads x ring {context.name}" if context.capacity is None else f"a {context.name}"
     lines = [
         f"{which} of a rank by strategy, {devices} device{'s' * (devices > 1)}, {at_once}, "
         f"{point.config['precision']}, activation checkpointing {launch['activation_checkpointing']}",
