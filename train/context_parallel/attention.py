@@ -5,7 +5,6 @@
 Where there are fewer key/value heads than ranks that share heads, each is given to as many ranks as attend to it.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,14 +16,13 @@ from train.context_parallel.groups import Group
 from train.context_parallel.ring import ring_attention
 
 
-def to_heads(x_BTHK: Sequence[Tensor], group: dist.ProcessGroup) -> Sequence[Tensor]:
-    """(B, T, H, K) each, a slice of the sequence -> (B, H / hp, hp T, K), a share of the heads, all slices in order."""
+def to_heads(x_BTHK: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """(B, T, H, K), a slice of the sequence -> (B, H / hp, hp T, K), a share of the heads, all slices in order."""
     hp = group.size()
     if hp == 1:
-        return [x.transpose(1, 2) for x in x_BTHK]
-    shares = [x.unflatten(2, (hp, -1)).permute(2, 0, 3, 1, 4) for x in x_BTHK]  # (hp, B, h, T, K)
-    whole = _all_to_all(torch.cat(shares, 2), group.group_name)  # one transfer for all
-    return whole.permute(1, 2, 0, 3, 4).flatten(2, 3).split([share.shape[2] for share in shares], 1)
+        return x_BTHK.transpose(1, 2)
+    shares = x_BTHK.unflatten(2, (hp, -1)).permute(2, 0, 1, 3, 4)  # (hp, B, T, h, K)
+    return _all_to_all(shares, group.group_name).transpose(0, 1).flatten(1, 2).transpose(1, 2)
 
 
 def to_slices(x_BHTK: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -32,8 +30,8 @@ def to_slices(x_BHTK: Tensor, group: dist.ProcessGroup) -> Tensor:
     hp = group.size()
     if hp == 1:
         return x_BHTK.transpose(1, 2)
-    parts = x_BHTK.unflatten(2, (hp, -1)).permute(2, 0, 1, 3, 4)  # (hp, B, h, T, K)
-    return _all_to_all(parts, group.group_name).permute(1, 3, 0, 2, 4).flatten(2, 3)
+    slices = x_BHTK.transpose(1, 2).unflatten(1, (hp, -1)).transpose(0, 1)  # (hp, B, T, h, K)
+    return _all_to_all(slices, group.group_name).permute(1, 2, 0, 3, 4).flatten(2, 3)
 
 
 def attention(
@@ -44,7 +42,7 @@ def attention(
     copies = max(1, group.context.head_parallel // k_BTGK.shape[2])
     if copies > 1:
         k_BTGK, v_BTGK = (x.repeat_interleave(copies, 2) for x in (k_BTGK, v_BTGK))
-    q, k, v = to_heads([q_BTHK, k_BTGK, v_BTGK], group.heads)
+    q, k, v = (to_heads(x, group.heads) for x in (q_BTHK, k_BTGK, v_BTGK))
     return to_slices(ring_attention(q, k, v, documents, group.ring, scale), group.heads)
 
 

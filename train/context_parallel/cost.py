@@ -85,7 +85,7 @@ def cost(
     inner, outer = (busy(leaves, 2, one.hop) for leaves in (where.inner, where.outer))
     gradient, diagonal = (busy(leaves, 2, one.hop, GRADIENT_BYTES) for leaves in (where.inner, where.diagonal))
     peers = ((False, where.inside), (True, where.outside))
-    inside, outside = (busy(leaves, 2 * ranks, ranks * one.peer) for leaves, ranks in peers)
+    inside, outside = (busy(leaves, 4 * ranks, ranks * one.peer) for leaves, ranks in peers)  # q, k, v, out
     all_to_all = float((inside + outside).max())
 
     pairs = rows * sequence_length * (sequence_length + 1) / 2
