@@ -193,13 +193,13 @@ def context(name):
 ])  # fmt: skip
 def test_a_context_trains_the_run_that_one_device_trains(pool, make, single, layout, strategy):
     how, world_size = context(layout)
-    split = make("split", *STRATEGIES[strategy], *how)
+    split = make("split", *STRATEGIES[strategy], *how, "launch.micro_batch_size=5")  # a group takes all, or half
     assert pool.train(split, world_size) == "completed"
     check_same(split, single())
 
 
 PACKED = ["model.document_mask=true", "model.n_heads=4", "model.n_kv_heads=1", "averages=standard"]
-PACKED += ["eval.every_tokens=640", "launch.activation_checkpointing=selective"]
+PACKED += ["eval.every_tokens=2240", "launch.activation_checkpointing=selective"]
 
 
 @pytest.fixture(scope="module")

@@ -97,7 +97,9 @@ def test_mini_batches_of_all_rows_without_replacement_are_gradient_descent(n: in
     for rate in rates:
         w = w - rate * x.T @ (x @ w - y) / n
     found = multipass_sgd_risk(problem, x, y, rates, n, replacement=False)
-    np.testing.assert_allclose(found, (excess(problem, w), ((x @ w - y) ** 2).mean(), 0.0), rtol=1e-9)
+    expected = (excess(problem, w), ((x @ w - y) ** 2).mean(), 0.0)
+    # where rows are few, the training loss falls to rounding
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-15 * (y**2).mean())
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 6), st.booleans(), st.integers(0, 10**6))
