@@ -63,17 +63,16 @@ def travelling(ring: Ring, k: Tensor, v: Tensor) -> Iterator[tuple[int, int, Ten
     """(source, turn, k, v) of every hop; the next ones are on their way while a hop is worked on."""
     near, w = neighbours(len(ring.ranks), ring.window, ring.own), ring.window
     windows = len(ring.ranks) // w
-    first = [k.contiguous(), v.contiguous()] if len(ring.ranks) > 1 else [k, v]
+    current = [k.contiguous(), v.contiguous()] if len(ring.ranks) > 1 else [k, v]
     for outer in range(windows):
-        onwards = _send(ring, first, near.outer, ring.windows) if outer + 1 < windows else None
-        current = first
+        onwards = _send(ring, current, near.outer, ring.windows) if outer + 1 < windows else None
         for turn in range(w):
             coming = _send(ring, current, near.inner, ring.keys) if turn + 1 < w else None
             yield source(len(ring.ranks), w, ring.own, outer, turn), turn, current[0], current[1]
             if coming:
                 current = coming.wait()
         if onwards:
-            first = onwards.wait()
+            current = onwards.wait()
 
 
 def _send(ring: Ring, tensors: list[Tensor], pair: tuple[int, int], group: str) -> Sending:
@@ -155,8 +154,10 @@ def _ring_attention_backward(
             dq, dk, dv = found[0], found[1].contiguous(), found[2].contiguous()
         else:
             dk, dv = coming.wait()
-            for total, place, one in ((dq, rows, found[0]), (dk, keys, found[1]), (dv, keys, found[2])):
-                total[:, :, place] += one
+            dq[:, :, rows] += found[0]
+            dk[:, :, keys] += found[1]
+            dv[:, :, keys] += found[2]
+        del found  # or it would be held through the next block
         if len(ring.ranks) > 1:
             coming = _send(ring, [dk, dv], near.inner if turn + 1 < w else near.diagonal, ring.gradients)
     if coming is not None:
