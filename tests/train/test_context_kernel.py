@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from train.context_parallel.kernel import Seen, areas, block, block_backward, has_flash, merge
 
@@ -89,6 +90,18 @@ def test_flash_attention_on_a_gpu_is_plain_attention(documents, size):
         found.append([x.float().cpu() for x in (out, lse, *gradients)])
     for low, high in zip(*found, strict=True):
         assert (low - high).norm() <= 0.02 * high.norm()
+
+
+def test_operators_of_a_gpu_are_called_as_torch_declares_them(monkeypatch):
+    """Without one: shapes, types and devices alone."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    with FakeTensorMode():
+        q, k, v, grad = (torch.empty(x.shape, dtype=torch.bfloat16, device="cuda") for x in tensors(64)[0])
+        assert has_flash(q)
+        out, lse = block(q, k, v, Seen(True), 0.1)
+        gradients = block_backward(grad, q, k, v, out.bfloat16(), lse, Seen(True), 0.1)
+    assert [x.shape for x in (out, lse, *gradients)] == [q.shape, q.shape[:3], q.shape, k.shape, v.shape]
+    assert {(x.dtype, x.device.type) for x in (out, lse, *gradients)} == {(torch.float32, "cuda")}
 
 
 def test_a_row_that_sees_nothing_adds_nothing():
