@@ -295,8 +295,8 @@ def test_two_budgets_leave_the_data_term_open_and_it_is_said():
     found = fit(LAW, points(6, 2), starts=16)
     profile = found.profile("beta")
     assert profile.flat
-    inside = profile.table[profile.table["beta"].between(0.15, 0.8)]["objective"]
-    assert len(inside) > 3 and inside.max() < profile.threshold  # how many are looked at depends on rounding
+    rest = profile.table[profile.table["beta"] >= 0.15]["objective"]  # the optimum is anywhere among them
+    assert len(rest) > 5 and rest.max() < profile.threshold
     assert not found.profile("alpha").flat
     assert {"E", "B", "beta"} <= set(found.unidentified)
 
