@@ -190,6 +190,7 @@ def context(name):
     ("ring", "ddp"), ("both", "fsdp"), ("two windows", "zero3"), ("ring of two groups", "zero2"),
     pytest.param("heads", "ddp", marks=pytest.mark.long), pytest.param("both", "zero1", marks=pytest.mark.long),
     pytest.param("heads of two groups", "ddp", marks=pytest.mark.long),
+    pytest.param("ring", "zero3_offload_cpu", marks=pytest.mark.long),
 ])  # fmt: skip
 def test_a_context_trains_the_run_that_one_device_trains(pool, make, single, layout, strategy):
     how, world_size = context(layout)
